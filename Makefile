@@ -1,0 +1,113 @@
+# Everyday commands for people who work on XCCL. Each target does its own set-up in a virtual environment of its
+# own, on a machine that has python3 (with venv), a C++20 compiler and make; cmake and ninja come from PyPI.
+# A second run builds nothing. Not here: how things are compiled (CMakeLists.txt), what is installed (pyproject.toml).
+
+PYTHON ?= python3
+VENV ?= .venv
+PYTEST_ARGS ?=
+DEMO_ARGS ?=
+
+BIN := $(abspath $(VENV))/bin
+PIP_INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+export PATH := $(BIN):$(PATH)
+
+# What has been done already, as empty files that are newer than what they were made from. They live in the
+# environment that they speak about, so removing it forgets them.
+MADE := $(VENV)/.made-with-$(subst /,_,$(PYTHON))
+BUILD_TOOLS := $(VENV)/.build-tools
+PACKAGE := $(VENV)/.package
+LINTERS := $(VENV)/.linters
+DEMO_NEEDS := $(VENV)/.demo-needs
+
+DEMO := examples/moe_llm
+SOURCES := $(shell find $(wildcard csrc xccl cmake) -type f -not -path '*/__pycache__/*' | LC_ALL=C sort)
+PYTHON_CODE := $(wildcard xccl tests bench examples)
+CXX_CODE := $(shell find $(wildcard csrc tests bench) -name '*.[ch]' -o -name '*.[ch]pp')
+
+# ThreadSanitizer of older compilers cannot live with the address randomisation of newer kernels.
+NO_ASLR := $(shell setarch $$(uname -m) -R true 2>/dev/null && echo setarch $$(uname -m) -R)
+
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+.PHONY: help demo test native tsan asan bench lint format clean FORCE
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@echo
+	@echo "another Python:   make test PYTHON=python3.12"
+	@echo "some tests only:  make test PYTEST_ARGS='-k spawn -x'"
+
+demo: $(PACKAGE) $(DEMO_NEEDS)  ## a real language model, its experts spread over four processes, writes text
+	$(BIN)/python $(DEMO)/main.py $(DEMO_ARGS)
+
+# Pytest runs in a directory of its own: the source folder xccl/ has no compiled _core, and `python -m xccl` in a
+# test's child process would find it before the installed package.
+test: native tsan $(PACKAGE)  ## all tests: native, native under ThreadSanitizer, then Python
+	@mkdir -p build/pytest
+	cd build/pytest && $(BIN)/pytest -c $(CURDIR)/pyproject.toml --rootdir=$(CURDIR) $(CURDIR)/tests $(PYTEST_ARGS)
+
+native: build/debug/build.ninja  ## native tests, assertions on
+	cmake --build --preset debug
+	ctest --preset debug
+
+tsan: build/tsan/build.ninja  ## native tests under ThreadSanitizer
+	cmake --build --preset tsan
+	$(NO_ASLR) ctest --preset tsan
+
+asan: build/asan/build.ninja  ## native tests under AddressSanitizer and UndefinedBehaviorSanitizer
+	cmake --build --preset asan
+	ctest --preset asan
+
+bench: $(PACKAGE)  ## measurements, each checked before it is timed
+	@mkdir -p build/pytest
+	cd build/pytest && $(BIN)/pytest -c $(CURDIR)/pyproject.toml --rootdir=$(CURDIR) --benchmark-enable \
+	  --benchmark-only $(CURDIR)/bench $(PYTEST_ARGS)
+
+lint: $(LINTERS)  ## what the tools say about style and types; changes nothing
+	ruff check $(PYTHON_CODE)
+	ruff format --check $(PYTHON_CODE)
+	mypy
+	clang-format --dry-run -Werror $(CXX_CODE)
+
+format: $(LINTERS)  ## rewrite the sources in the tree's style
+	ruff check --fix --select I $(PYTHON_CODE)
+	ruff format $(PYTHON_CODE)
+	clang-format -i $(CXX_CODE)
+
+clean:  ## remove everything that was built, the virtual environment too
+	rm -rf build dist $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A new environment when PYTHON names another interpreter than last time: --clear forgets all the marks too.
+$(MADE):
+	$(PYTHON) -m venv --clear $(VENV)
+	$(PIP_INSTALL) --upgrade pip
+	@touch $@
+
+# Without build isolation the compiled objects stay valid from one install to the next. The versions that are
+# needed stand in pyproject.toml; --check-build-dependencies below holds this list to them.
+$(BUILD_TOOLS): pyproject.toml $(MADE)
+	$(PIP_INSTALL) --upgrade scikit-build-core pybind11 cmake ninja
+	@touch $@
+
+# The list of the sources is a source as well: a deleted file leaves no newer file behind.
+$(VENV)/.source-list: $(MADE) FORCE
+	@printf '%s\n' $(SOURCES) | cmp -s - $@ || printf '%s\n' $(SOURCES) > $@
+
+$(PACKAGE): $(BUILD_TOOLS) $(VENV)/.source-list $(SOURCES) CMakeLists.txt pyproject.toml
+	$(PIP_INSTALL) --no-build-isolation --check-build-dependencies '.[test]'
+	@touch $@
+
+$(LINTERS): pyproject.toml $(PACKAGE)
+	$(PIP_INSTALL) --no-build-isolation '.[lint]'
+	@touch $@
+
+$(DEMO_NEEDS): $(DEMO)/requirements.txt $(DEMO)/requirements-nodeps.txt $(MADE)
+	$(PIP_INSTALL) -r $(DEMO)/requirements.txt
+	$(PIP_INSTALL) --no-deps -r $(DEMO)/requirements-nodeps.txt
+	@touch $@
+
+# Later changes of CMakeLists.txt are noticed by the build itself.
+build/%/build.ninja: CMakePresets.json $(BUILD_TOOLS)
+	cmake --preset $*
+	@touch $@
