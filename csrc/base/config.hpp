@@ -1,0 +1,33 @@
+// The table of settings that come from the environment: every XCCL_ variable the core reads, with its
+// default and its meaning, in one place. `python -m xccl doctor` prints it.
+// Read when a communicator starts. Not here: who this rank is (xccl/launch/environment.py).
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace xccl {
+
+struct Config {
+  std::string provider = "posix_shm";
+  bool direct = true;             // false: everything goes through put, get and signal
+  double timeout = 30.0;          // seconds; default deadline of a call
+  double startup_timeout = 120.0;  // seconds; deadline of init
+  uint64_t address_space = 0;     // bytes reserved per rank; 0: chosen from the memory of the machine
+  int64_t spin_us = -1;           // how long a wait spins; -1: chosen from cores and ranks
+  bool huge_pages = true;
+  std::string kernels = "auto";
+
+  // Reads the environment. Throws InvalidArgument naming the variable when a value cannot be understood.
+  static Config from_environment();
+};
+
+struct ConfigEntry {
+  std::string name, value, default_value, doc;
+};
+
+// The table with the values in force now.
+std::vector<ConfigEntry> config_table();
+
+}  // namespace xccl
