@@ -1,0 +1,86 @@
+// The bytes of a control segment: what every rank shows every other rank in host memory. The one place that
+// declares them (records of collectives: sync/record_layout.hpp; drawn in docs/memory-layout.md).
+//
+//   offset 0     header      who and how large; written once by the owner, `ready` last
+//         64     bell        doorbell and alarm; written by anybody
+//        128     status      what the owner is doing; written by the owner, read by peers and from outside
+//        192     failure     the text of the owner's error; written once by the owner
+//        704     peer flags  one word per rank: dead, failed; set by anybody who knows, never cleared
+//        ...     lines       records and barrier words, each written by one peer (allocated at run time)
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <type_traits>
+
+#include "memory/doorbell.hpp"
+
+namespace xccl {
+
+constexpr uint64_t cache_line = 64;
+constexpr uint64_t control_magic = 0x4c4f52544e4f4358;  // "XCONTROL"
+constexpr uint32_t layout_version = 1;                   // raised with every change of any *_layout.hpp
+constexpr uint64_t control_segment_bytes = uint64_t{64} << 20;  // address space; memory is taken line by line
+
+// Written by the owner before any peer can see it. A reader loads `ready` first (acquire): it is stored last
+// (release), so that the rest is whole.
+struct alignas(cache_line) ControlHeader {
+  uint64_t magic;
+  uint32_t version;
+  uint32_t size;  // ranks in the job
+  int32_t rank;
+  uint32_t header_bytes;  // where the lines begin
+  uint64_t segment_bytes;
+  std::atomic<uint32_t> ready;
+};
+
+struct alignas(cache_line) Bell {
+  Doorbell doorbell;  // byte 0
+  uint32_t unused;
+  // Nonzero: a peer flag has been set since the owner last looked. Anybody stores 1, the owner stores 0 and then
+  // reads the flags: a flag set later raises the alarm again, so none is missed.
+  std::atomic<uint64_t> alarm;  // byte 8
+};
+
+enum class RankState : uint64_t { running = 1, closed = 2 };
+
+// Relaxed stores by the owner; readers want a hint for a message, except `state`, which is stored with release.
+struct alignas(cache_line) StatusLine {
+  std::atomic<uint64_t> state;        // RankState
+  std::atomic<uint64_t> op[2];        // name of the latest operation, up to 16 characters
+  std::atomic<uint64_t> seq;          // its number
+  std::atomic<uint64_t> inside;       // 1 while it is under way
+  std::atomic<uint64_t> since_ns;     // when it began or ended, CLOCK_MONOTONIC
+  std::atomic<uint64_t> waiting_for;  // 1 + rank looked at, 0: nobody
+};
+
+struct alignas(cache_line) FailureText {
+  uint64_t length;
+  char text[504];  // read by peers only after they saw this rank's `failed` flag, whose signal published it
+};
+
+enum class PeerFlag : uint64_t { fine = 0, failed = 1, dead = 2 };
+
+struct ControlFixed {
+  ControlHeader header;
+  Bell bell;
+  StatusLine status;
+  FailureText failure;
+};
+
+constexpr uint64_t bell_offset = offsetof(ControlFixed, bell);
+constexpr uint64_t doorbell_offset = bell_offset + offsetof(Bell, doorbell);
+constexpr uint64_t alarm_offset = bell_offset + offsetof(Bell, alarm);
+constexpr uint64_t status_offset = offsetof(ControlFixed, status);
+constexpr uint64_t failure_offset = offsetof(ControlFixed, failure);
+constexpr uint64_t peer_flags_offset = sizeof(ControlFixed);
+
+constexpr uint64_t peer_flag_offset(int rank) { return peer_flags_offset + 8 * static_cast<uint64_t>(rank); }
+
+static_assert(sizeof(ControlHeader) == 64 && sizeof(Bell) == 64 && sizeof(StatusLine) == 64);
+static_assert(bell_offset == 64 && status_offset == 128 && failure_offset == 192 && peer_flags_offset == 704);
+static_assert(std::is_standard_layout_v<ControlFixed>);
+static_assert(std::atomic<uint64_t>::is_always_lock_free && std::atomic<uint32_t>::is_always_lock_free);
+
+}  // namespace xccl

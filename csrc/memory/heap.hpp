@@ -1,0 +1,41 @@
+// The application area: memory for the user's own arrays (comm.empty) which other ranks can reach.
+// A large array is a region of its own; small ones share regions. Memory is taken when an array is made and given
+// back when it is freed. Safe to use from any thread, since arrays are freed wherever Python pleases.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <mutex>
+
+#include "memory/provider.hpp"
+#include "memory/range_allocator.hpp"
+
+namespace xccl {
+
+class Heap {
+ public:
+  explicit Heap(Provider& provider) : provider_(provider) {}
+
+  // 64-byte aligned memory, not cleared; zero bytes are a valid size. OutOfMemory names the limit.
+  std::byte* allocate(uint64_t bytes);
+  void free(std::byte* block);
+
+ private:
+  struct Shared {
+    Region region;
+    RangeAllocator ranges;
+  };
+  struct Block {
+    uint64_t bytes;
+    Shared* shared;  // null: the block is a region of its own
+    Region own;
+  };
+  std::byte* allocate_shared(uint64_t bytes);
+
+  Provider& provider_;
+  std::mutex mutex_;
+  std::map<std::byte*, std::unique_ptr<Shared>> shared_;  // by base
+  std::map<std::byte*, Block> blocks_;
+};
+
+}  // namespace xccl
