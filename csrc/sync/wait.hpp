@@ -1,0 +1,86 @@
+// Waiting: for a word in this rank's own control segment to change, with a deadline, while looking after
+// deaths, alarms and Ctrl-C. Every wait of the library goes through Waiter.
+// Not here: what a death means (group/world.cpp, behind Vigil).
+//
+// A wait spins while that can help (a core is free for the peer), then yields the core, then sleeps at the
+// doorbell. A sleep lasts at most 50 ms; after each the vigil is kept.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+
+#include <sched.h>
+
+#include "base/clock.hpp"
+#include "memory/control_layout.hpp"
+#include "memory/provider.hpp"
+
+namespace xccl {
+
+inline void cpu_relax() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("isb" ::: "memory");  // yields to the sibling longer than `yield` does on current cores
+#endif
+}
+
+// What a wait looks after besides its own condition.
+class Vigil {
+ public:
+  virtual ~Vigil() = default;
+  // The alarm rang. Throws when a rank that matters here died or failed.
+  virtual void alarmed() = 0;
+  // Called at least every 50 ms of a long wait. Throws likewise. `for_rank` as given to the wait; `ready` must be
+  // asked again before concluding that an ended or closed rank will never answer: it may have answered first.
+  virtual void keep(int for_rank, bool (*ready)(void*), void* context) = 0;
+};
+
+// Checked in long waits by the thread that waits: throws to abandon the wait (Ctrl-C in Python).
+extern thread_local void (*interrupt_check)();
+
+struct WaitPolicy {
+  uint64_t spin_ns;
+  uint64_t yield_ns;
+
+  // `ranks` of this job share `cores`; spin_us < 0 lets the two decide.
+  static WaitPolicy choose(int ranks, int cores, int64_t spin_us);
+};
+
+class Waiter {
+ public:
+  Waiter(Bell& bell, StatusLine& status, WaitPolicy policy, Provider& provider)
+      : bell_(bell), status_(status), policy_(policy), provider_(provider) {}
+
+  // Returns true once ready() is, false when the deadline passed first. for_rank: whose store makes it ready,
+  // -1: anybody's. ready() must be cheap, must not throw, and must load what it polls seq_cst (doorbell.hpp).
+  template <class Ready>
+  bool until(Ready ready, int for_rank, const Deadline& deadline, Vigil& vigil) {
+    if (ready()) return true;
+    const uint64_t start = now_ns();
+    while (now_ns() - start < policy_.spin_ns) {
+      for (int i = 0; i < 16; ++i) {
+        if (ready()) return true;
+        cpu_relax();
+      }
+      look(vigil);
+    }
+    return until_slow([](void* context) { return (*static_cast<Ready*>(context))(); }, &ready, for_rank, deadline, vigil);
+  }
+
+ private:
+  void look(Vigil& vigil) {
+    // acquire: the flags that the alarm announces are visible after it.
+    if (bell_.alarm.load(std::memory_order_acquire) != 0) vigil.alarmed();
+    provider_.progress();
+  }
+
+  bool until_slow(bool (*ready)(void*), void* context, int for_rank, const Deadline& deadline, Vigil& vigil);
+
+  Bell& bell_;
+  StatusLine& status_;
+  WaitPolicy policy_;
+  Provider& provider_;
+};
+
+}  // namespace xccl
