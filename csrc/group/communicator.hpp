@@ -1,0 +1,195 @@
+// A communicator: a group of ranks, the board on which they meet, and the frame in which every operation runs
+// (one thread at a time, deadline, sequence number, who died, who is late).
+// Collectives (collective/) and MoE (moe/) are written on top of it. Not here: moving any tensor.
+#pragma once
+
+#include <atomic>
+#include <functional>
+#include <map>
+#include <memory>
+#include <optional>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "base/clock.hpp"
+#include "base/error.hpp"
+#include "group/world.hpp"
+#include "memory/high_water.hpp"
+#include "sync/board.hpp"
+
+namespace xccl {
+
+class Communicator;
+
+// The operation under way, as its body sees it.
+class Operation {
+ public:
+  const char* name;
+  uint64_t seq;  // from 1
+  const Deadline& deadline;
+
+  void phase(const char* now) { phase_ = now; }
+  const char* phase() const { return phase_; }
+  // From here on others can see this call: leaving it by an exception ends the communicator, since nobody could
+  // tell any more which ranks have done what. Before, an exception leaves no trace and the call can be repeated.
+  void publish() { published_ = true; }
+  bool published() const { return published_; }
+
+ private:
+  friend class Communicator;
+  Operation(const char* name, uint64_t seq, const Deadline& deadline) : name(name), seq(seq), deadline(deadline) {}
+  const char* phase_ = "checking";
+  bool published_ = false;
+};
+
+class Communicator : public Vigil {
+ public:
+  // Meets all ranks of the job. Not returning until all have arrived; errors as in group/bootstrap.hpp.
+  static std::shared_ptr<Communicator> init(const JobSpec& spec, const Config& config);
+  ~Communicator() override;
+
+  int rank() const { return group_.self; }
+  int size() const { return group_.size(); }
+  double timeout() const { return world_->config().timeout; }
+  World& world() { return *world_; }
+  std::shared_ptr<World> share_world() { return world_; }
+  const Neighbourhood& group() const { return group_; }
+  // Bytes of control segment that a communicator of all ranks takes, the segment's fixed part included.
+  static uint64_t control_bytes(int ranks);
+  // Of the communicator's own collectives: the board, dissemination words and scratch (collective/).
+  Board& board() { return *board_; }
+  uint64_t barrier_word(int member, int round) const;
+  HighWater& scratch(uint64_t seq) { return scratch_slots_[seq % 2]; }
+  const RemoteRegion& peer_scratch(int member);
+  uint64_t& collective_seq() { return collective_seq_; }
+  uint64_t& barrier_seq() { return barrier_seq_; }
+
+  // Runs body(operation) as call number `counter` + 1. timeout < 0: the default. Errors that leave it carry the
+  // operation, the number and the phase. When others could see the call, its end by an error ends the communicator.
+  template <class Body>
+  void operate(const char* name, uint64_t& counter, double timeout, Body body) {
+    Entry entry(*this, name);
+    const Deadline deadline(timeout < 0 ? this->timeout() : timeout);
+    Operation op(name, counter + 1, deadline);
+    begin(op);
+    try {
+      body(op);
+    } catch (Error& error) {
+      error.during(op.name, op.seq, op.phase());
+      finish(op);
+      if (op.published()) end(error);
+      throw;
+    } catch (...) {
+      finish(op);
+      if (op.published()) end(Error(Status::Failure, text("interrupted in ", op.name, " #", op.seq)));
+      throw;
+    }
+    counter += op.published();
+    finish(op);
+  }
+
+  // Waits until ready(member) holds for every member but this one. Timeout names those for whom it does not.
+  template <class Ready>
+  void await_members(Operation& op, Ready ready) {
+    for (int step = 1; step < size(); ++step) {
+      const int member = (rank() + step) % size();
+      await(op, member, [&] { return ready(member); }, [&](int other) { return ready(other); });
+    }
+  }
+  // Waits until ready() holds; `member` makes it so. `done` tells, for the message, who has done its part.
+  template <class Ready, class Done>
+  void await(Operation& op, int member, Ready ready, Done done) {
+    if (!world_->waiter().until(ready, world_rank(member), op.deadline, *this)) raise_timeout(op, std::vector<bool>(collect(done)));
+  }
+
+  // Waits until ready(member) holds, a word in the member's memory that nobody wakes this rank for: looks again and
+  // again, ever more seldom. For rare waits off the hot path. A member that has closed or died counts as ready.
+  template <class Ready>
+  void await_remote(Operation& op, int member, Ready ready) {
+    const auto done = [&](int other) { return ready(other) || !running(other); };
+    if (!poll_remote(op, [&] { return done(member); })) raise_timeout(op, collect(done));
+  }
+  // Neither closed nor dead, as far as it shows.
+  bool running(int member) {
+    return world_->flag(world_rank(member)) == PeerFlag::fine && world_->state(world_rank(member)) == RankState::running;
+  }
+
+  // --- Objects made collectively on this communicator (moe/), numbered alike on all members ---
+  // Their lines in control segments are freed when all members have closed them, which is learnt when the next
+  // object is made: until then a member that has not closed its own might still write there.
+  uint64_t next_object_id();
+  uint64_t oldest_open_object() const;
+  void retire(uint64_t id, uint64_t lines_offset, uint64_t lines_bytes);
+  void free_retired(uint64_t all_closed_before);
+
+  // Whether the member shows that it is, or has been, in this very operation: for messages about late ranks.
+  bool reached(int member, const Operation& op) { return world_->reached(world_rank(member), op.name, op.seq); }
+
+  // Tells everybody that this rank gives up, for the reason given; the communicator refuses further use.
+  void abort(const std::string& reason);
+  // InvalidArgument, Closed, or the first cause: whatever forbids to use this communicator now.
+  void require_usable() const;
+  // Orderly end: waits, within the deadline, until nobody needs this rank's memory any more. Never throws for a
+  // peer's sake. Safe to call twice.
+  void close();
+  bool closed() const { return closed_; }
+
+  // --- Vigil ---
+  void alarmed() override;
+  void keep(int for_rank, bool (*ready)(void*), void* context) override;
+
+ private:
+  struct Card;  // what members tell each other about their part of this communicator
+  explicit Communicator(std::shared_ptr<World> world);
+
+  // Holds the communicator for one thread during one call.
+  class Entry {
+   public:
+    Entry(Communicator& comm, const char* op);
+    ~Entry() { comm_.busy_.clear(std::memory_order_release); }
+
+   private:
+    Communicator& comm_;
+  };
+
+  int world_rank(int member) const { return members_[static_cast<size_t>(member)]; }
+  void prepare(const std::vector<int>& members);
+  Card card() const;
+  void connect(const std::vector<Card>& cards);
+  void begin(const Operation& op);
+  void finish(const Operation& op);
+  void end(const Error& cause);
+  void raise_if_member_down();
+  template <class Done>
+  std::vector<bool> collect(Done done) const {
+    std::vector<bool> out;
+    for (int member = 0; member < size(); ++member) out.push_back(member == rank() || done(member));
+    return out;
+  }
+  bool poll_remote(Operation& op, const std::function<bool()>& ready);
+  [[noreturn]] void raise_timeout(const Operation& op, const std::vector<bool>& done);
+
+  std::shared_ptr<World> world_;
+  std::vector<int> members_;  // rank in the job of each member
+  Neighbourhood group_;
+  uint64_t board_offset_ = 0, barrier_offset_ = 0;
+  Region scratch_;
+  HighWater scratch_slots_[2];
+  std::vector<uint64_t> barrier_offsets_;
+  std::vector<RegionKey> scratch_keys_;
+  std::vector<std::optional<RemoteRegion>> peer_scratch_;  // attached on first use
+  std::optional<Board> board_;
+  uint64_t collective_seq_ = 0, barrier_seq_ = 0;
+  struct Retired {
+    uint64_t offset, bytes;
+  };
+  uint64_t objects_ = 0;  // made so far
+  std::set<uint64_t> open_objects_;
+  std::map<uint64_t, Retired> retired_;  // closed here, perhaps not everywhere
+  std::atomic_flag busy_ = ATOMIC_FLAG_INIT;
+  std::optional<Error> broken_;  // the first cause
+  bool closed_ = false;
+};
+
+}  // namespace xccl

@@ -1,0 +1,258 @@
+#include "group/world.hpp"
+
+#include <algorithm>
+#include <atomic>
+#include <cstdio>
+#include <cstring>
+#include <new>
+
+#include <pthread.h>
+
+#include "base/error.hpp"
+#include "base/machine.hpp"
+#include "group/bootstrap.hpp"
+
+namespace xccl {
+namespace {
+
+// Counts the forks that led to this process. The child of a fork shares our memory but is no rank.
+std::atomic<int> fork_count{0};
+
+int current_fork_epoch() {
+  static const bool watching = [] {
+    pthread_atfork(nullptr, nullptr, [] { fork_count.fetch_add(1, std::memory_order_relaxed); });
+    return true;
+  }();
+  (void)watching;
+  return fork_count.load(std::memory_order_relaxed);
+}
+
+Region allocate_control(Provider& provider, int size) {
+  Region region = provider.allocate(control_segment_bytes);
+  provider.commit(region, 0, peer_flag_offset(size));
+  new (region.base) ControlFixed();
+  return region;
+}
+
+void check_spec(const JobSpec& spec) {
+  if (spec.size < 1) fail(Status::InvalidArgument, "size=", spec.size, ": expected at least 1");
+  if (spec.rank < 0 || spec.rank >= spec.size) fail(Status::InvalidArgument, "rank=", spec.rank, ": expected 0 to ", spec.size - 1, " (size is ", spec.size, ")");
+  if (spec.job.empty()) fail(Status::InvalidArgument, "job=\"\": expected a name that all ranks of the job, and no others, use");
+}
+
+const JobSpec& checked(const JobSpec& spec) {
+  check_spec(spec);
+  return spec;
+}
+
+}  // namespace
+
+World::World(const JobSpec& spec, const Config& config)
+    : spec_(checked(spec)),
+      config_(config),
+      fork_epoch_(current_fork_epoch()),
+      provider_(make_provider(spec, config)),
+      heap_(*provider_),
+      control_(allocate_control(*provider_, spec.size)),
+      waiter_(fixed().bell, fixed().status, WaitPolicy::choose(spec.size, usable_cores(), config.spin_us), *provider_),
+      lines_(control_.bytes),
+      known_(static_cast<size_t>(spec.size), PeerFlag::fine) {
+  const uint64_t fixed_bytes = round_up(peer_flag_offset(spec.size), cache_line);
+  lines_.allocate(fixed_bytes, cache_line);
+  lines_committed_ = round_up(fixed_bytes, 4096);
+  write_header();
+}
+
+void World::write_header() {
+  ControlHeader& header = fixed().header;
+  header.magic = control_magic;
+  header.version = layout_version;
+  header.size = static_cast<uint32_t>(spec_.size);
+  header.rank = spec_.rank;
+  header.header_bytes = static_cast<uint32_t>(peer_flags_offset);
+  header.segment_bytes = control_.bytes;
+  fixed().status.state.store(static_cast<uint64_t>(RankState::running), std::memory_order_relaxed);
+  // release: whoever sees ready sees the header and the status.
+  header.ready.store(1, std::memory_order_release);
+}
+
+std::vector<std::string> World::connect(const std::string& card, const Deadline& deadline) {
+  Parcel mine = provider_->invite();
+  const bool processes = !mine.fds.empty();
+  mine.bytes.insert(0, card);
+  mine.bytes.insert(0, reinterpret_cast<const char*>(&control_.key), sizeof control_.key);
+  if (processes) mine.fds.push_back(Liveness::open_self());
+
+  auto parcels = processes ? bootstrap_unix(spec_, std::move(mine), deadline) : bootstrap_local(spec_, std::move(mine), deadline);
+
+  std::vector<std::string> cards;
+  std::vector<Fd> pidfds;
+  for (int rank = 0; rank < spec_.size; ++rank) {
+    Parcel& parcel = parcels[static_cast<size_t>(rank)];
+    if (parcel.bytes.size() < sizeof(RegionKey) + card.size()) fail(Status::Failure, "rank ", rank, " sent a malformed invitation");
+    RegionKey key;
+    std::memcpy(&key, parcel.bytes.data(), sizeof key);
+    cards.push_back(parcel.bytes.substr(sizeof key, card.size()));
+    parcel.bytes.erase(0, sizeof key + card.size());
+    if (processes) {
+      pidfds.push_back(std::move(parcel.fds.back()));
+      parcel.fds.pop_back();
+    }
+    provider_->accept(rank, std::move(parcel));
+    controls_.push_back(provider_->attach(rank, key));
+    check_header(rank);
+  }
+  liveness_.accept(std::move(pidfds));
+  return cards;
+}
+
+void World::check_header(int rank) {
+  // The parcel was sent after `ready` was stored, so there is nothing to wait for; but nothing to believe either.
+  ControlHeader header{};
+  const Transfer transfer{&header, 0, offsetof(ControlHeader, ready)};
+  const RemoteRegion& region = control(rank);
+  if (region.bytes < sizeof(ControlFixed)) fail(Status::Failure, "rank ", rank, " names a control segment that is too small");
+  provider_->get(region, &transfer, 1);
+  provider_->quiet();
+  if (header.magic != control_magic) fail(Status::Failure, "rank ", rank, "'s control segment is not one of XCCL's");
+  if (header.version != layout_version)
+    throw Error(Status::Mismatch, text("rank ", rank, " uses memory layout ", header.version, ", this rank uses ", layout_version), {rank});
+  if (header.rank != rank || header.size != static_cast<uint32_t>(spec_.size) || header.segment_bytes != region.bytes)
+    throw Error(Status::Mismatch, text("rank ", rank, "'s control segment belongs to rank ", header.rank, " of a job of ", header.size), {rank});
+}
+
+uint64_t World::allocate_lines(uint64_t bytes) {
+  bytes = round_up(bytes, cache_line);
+  const auto offset = lines_.allocate(bytes, cache_line);
+  if (!offset) fail(Status::OutOfMemory, "the control segment (", byte_count(control_.bytes), ") is full; close some communicators or ExpertParallel objects");
+  const uint64_t end = round_up(*offset + bytes, 4096);
+  if (end > lines_committed_) {
+    provider_->commit(control_, lines_committed_, end - lines_committed_);
+    lines_committed_ = end;
+  }
+  std::memset(control_.base + *offset, 0, bytes);  // no peer knows the place yet
+  return *offset;
+}
+
+void World::free_lines(uint64_t offset, uint64_t bytes) { lines_.free(offset, round_up(bytes, cache_line)); }
+
+void World::hear() {
+  // Lowered before the flags are read: one set later raises it again. seq_cst: the read of the flags stays behind.
+  fixed().bell.alarm.exchange(0, std::memory_order_seq_cst);
+  for (int rank = 0; rank < spec_.size; ++rank) {
+    const auto* flag = reinterpret_cast<std::atomic<uint64_t>*>(control_.base + peer_flag_offset(rank));
+    const uint64_t value = flag->load(std::memory_order_acquire);
+    if (value > static_cast<uint64_t>(known_[static_cast<size_t>(rank)]))
+      known_[static_cast<size_t>(rank)] = value == static_cast<uint64_t>(PeerFlag::failed) ? PeerFlag::failed : PeerFlag::dead;
+  }
+}
+
+void World::look() {
+  for (const int rank : liveness_.ended())
+    if (rank != spec_.rank && flag(rank) == PeerFlag::fine && state(rank) != RankState::closed) announce_death(rank);
+}
+
+RankState World::state(int rank) {
+  return static_cast<RankState>(provider_->fetch(control(rank), status_offset + offsetof(StatusLine, state)));
+}
+
+void World::announce(int about, PeerFlag flag) {
+  for (int rank = 0; rank < spec_.size; ++rank) {
+    if (rank == spec_.rank) continue;
+    provider_->signal(control(rank), peer_flag_offset(about), static_cast<uint64_t>(flag));
+    provider_->signal(control(rank), alarm_offset, 1);
+    provider_->notify(control(rank), doorbell_offset, -1);
+  }
+}
+
+void World::announce_death(int rank) {
+  known_[static_cast<size_t>(rank)] = PeerFlag::dead;
+  announce(rank, PeerFlag::dead);
+}
+
+void World::announce_failure(const std::string& why) {
+  if (flag(spec_.rank) != PeerFlag::fine) return;
+  known_[static_cast<size_t>(spec_.rank)] = PeerFlag::failed;
+  FailureText& failure = fixed().failure;
+  failure.length = std::min(why.size(), sizeof failure.text);
+  std::memcpy(failure.text, why.data(), failure.length);
+  announce(spec_.rank, PeerFlag::failed);  // its signals publish the text
+}
+
+std::string World::failure_text(int rank) {
+  FailureText failure{};
+  const Transfer transfer{&failure, failure_offset, sizeof failure};
+  provider_->get(control(rank), &transfer, 1);
+  provider_->quiet();
+  return std::string(failure.text, std::min<uint64_t>(failure.length, sizeof failure.text));
+}
+
+namespace {
+
+// The name of an operation as it stands in a status line.
+struct PackedName {
+  uint64_t words[2] = {0, 0};
+  PackedName() = default;
+  explicit PackedName(const char* name) { std::memcpy(words, name, std::min(std::strlen(name), sizeof words)); }
+  std::string str() const { return std::string(reinterpret_cast<const char*>(words), strnlen(reinterpret_cast<const char*>(words), sizeof words)); }
+  bool operator==(const PackedName&) const = default;
+};
+
+}  // namespace
+
+void World::enter(const char* op, uint64_t seq) {
+  const PackedName name(op);
+  StatusLine& line = status();
+  // Relaxed: hints, for other ranks' messages and for whoever looks from outside.
+  line.op[0].store(name.words[0], std::memory_order_relaxed);
+  line.op[1].store(name.words[1], std::memory_order_relaxed);
+  line.seq.store(seq, std::memory_order_relaxed);
+  line.since_ns.store(now_ns(), std::memory_order_relaxed);
+  line.inside.store(1, std::memory_order_relaxed);
+}
+
+void World::leave() {
+  status().inside.store(0, std::memory_order_relaxed);
+  status().since_ns.store(now_ns(), std::memory_order_relaxed);
+}
+
+bool World::reached(int rank, const char* op, uint64_t seq) {
+  PackedName name;
+  name.words[0] = status_word(rank, offsetof(StatusLine, op));
+  name.words[1] = status_word(rank, offsetof(StatusLine, op) + 8);
+  return name == PackedName(op) && status_word(rank, offsetof(StatusLine, seq)) >= seq;
+}
+
+std::string World::whereabouts(int rank) {
+  if (flag(rank) == PeerFlag::dead) return "dead";
+  if (state(rank) == RankState::closed) return "closed";
+  PackedName name;
+  name.words[0] = status_word(rank, offsetof(StatusLine, op));
+  name.words[1] = status_word(rank, offsetof(StatusLine, op) + 8);
+  const uint64_t since = status_word(rank, offsetof(StatusLine, since_ns)), now = now_ns();
+  char seconds[32];
+  std::snprintf(seconds, sizeof seconds, "%.1f s", now > since ? static_cast<double>(now - since) * 1e-9 : 0.0);
+  if (name == PackedName()) return "alive, in no XCCL call yet";
+  const bool inside = status_word(rank, offsetof(StatusLine, inside)) != 0;
+  return text("alive, ", inside ? "in " : "outside XCCL since ", name.str(), " #", status_word(rank, offsetof(StatusLine, seq)), inside ? " for " : ", ", seconds,
+              inside ? "" : " ago");
+}
+
+uint64_t World::status_word(int rank, size_t offset) { return provider_->fetch(control(rank), status_offset + offset); }
+
+void World::close() {
+  if (closed_ || forked()) return;
+  closed_ = true;
+  // release: everything this rank published before is there for who sees that it closed.
+  fixed().status.state.store(static_cast<uint64_t>(RankState::closed), std::memory_order_release);
+}
+
+void World::abandon() {
+  if (closed_ || forked() || controls_.size() != static_cast<size_t>(spec_.size)) return;
+  closed_ = true;
+  announce_death(spec_.rank);
+}
+
+bool World::forked() const { return fork_epoch_ != fork_count.load(std::memory_order_relaxed); }
+
+}  // namespace xccl

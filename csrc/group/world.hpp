@@ -1,0 +1,106 @@
+// What this process shares with all ranks of one job: the provider, its own control segment and everybody else's,
+// who is alive, and the news of deaths and failures. One per xccl::init; communicators are made on top.
+// Not here: groups, operations and their errors (communicator.hpp).
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/clock.hpp"
+#include "base/config.hpp"
+#include "group/liveness.hpp"
+#include "memory/control_layout.hpp"
+#include "memory/heap.hpp"
+#include "memory/providers.hpp"
+#include "memory/range_allocator.hpp"
+#include "sync/wait.hpp"
+
+namespace xccl {
+
+class World {
+ public:
+  World(const JobSpec& spec, const Config& config);
+  World(const World&) = delete;
+  World& operator=(const World&) = delete;
+
+  // Meets the other ranks. `card` is passed to each of them unread; the cards of all come back in rank order.
+  std::vector<std::string> connect(const std::string& card, const Deadline& deadline);
+
+  int rank() const { return spec_.rank; }
+  int size() const { return spec_.size; }
+  const JobSpec& spec() const { return spec_; }
+  const Config& config() const { return config_; }
+  Provider& provider() { return *provider_; }
+  Heap& heap() { return heap_; }
+  Waiter& waiter() { return waiter_; }
+  StatusLine& status() { return fixed().status; }
+  Bell& bell() { return fixed().bell; }
+  std::byte* own_control() { return control_.base; }
+  const RemoteRegion& control(int rank) const { return controls_[static_cast<size_t>(rank)]; }
+
+  // Zeroed cache lines of the own control segment, for records and words that peers write. OutOfMemory.
+  uint64_t allocate_lines(uint64_t bytes);
+  void free_lines(uint64_t offset, uint64_t bytes);
+
+  // --- Deaths and failures ---
+  PeerFlag flag(int rank) const { return known_[static_cast<size_t>(rank)]; }
+  // Takes in what others have announced since the last look.
+  void hear();
+  // Looks at the processes themselves, and announces the dead.
+  void look();
+  RankState state(int rank);
+  // This rank failed for the reason given: everybody is told.
+  void announce_failure(const std::string& why);
+  void announce_death(int rank);
+  std::string failure_text(int rank);
+  // Shows the others what this rank is doing.
+  void enter(const char* op, uint64_t seq);
+  void leave();
+  // Whether a rank shows that it is in call `seq` of the operation, or was the last time it was in any.
+  bool reached(int rank, const char* op, uint64_t seq);
+  // "alive, in dispatch #4 for 2.1 s": where a rank is, from what it shows.
+  std::string whereabouts(int rank);
+
+  // Waits, looking around every millisecond, until gone() or the deadline: for the slow business of closing.
+  template <class Gone>
+  bool drain(Gone gone, const Deadline& deadline) {
+    while (!gone()) {
+      if (deadline.passed()) return false;
+      hear();
+      look();
+      provider_->progress();
+      const timespec pause{0, 1'000'000};
+      nanosleep(&pause, nullptr);
+    }
+    return true;
+  }
+  // Orderly: others who wait for this rank are told that it has closed.
+  void close();
+  // Not orderly: to the others this is a death.
+  void abandon();
+  bool forked() const;
+
+ private:
+  ControlFixed& fixed() { return *reinterpret_cast<ControlFixed*>(control_.base); }
+  uint64_t status_word(int rank, size_t offset);
+  void write_header();
+  void check_header(int rank);
+  void announce(int rank, PeerFlag flag);
+
+  JobSpec spec_;
+  Config config_;
+  int fork_epoch_;
+  std::unique_ptr<Provider> provider_;
+  Heap heap_;
+  Region control_;
+  Waiter waiter_;
+  RangeAllocator lines_;
+  uint64_t lines_committed_ = 0;
+  std::vector<RemoteRegion> controls_;
+  std::vector<PeerFlag> known_;
+  Liveness liveness_;
+  bool closed_ = false;
+};
+
+}  // namespace xccl
