@@ -1,0 +1,180 @@
+// Combine, one call: publish where the experts' rows are, wait, pull the row bases, sum the rows of each token.
+#include <cstring>
+
+#include "moe/expert_parallel.hpp"
+
+namespace xccl {
+
+class CombineCall {
+ public:
+  CombineCall(ExpertParallel& ep, Operation& op, Dispatched& result, const float* weights)
+      : ep_(ep), op_(op), comm_(*ep.comm_), slot_(result.lease->slot()), routing_(*result.routing), weights_(weights ? weights : routing_.weights.data()) {}
+
+  void run(const void* rows, void* y) {
+    op_.phase("staging");
+    const uint64_t where = stage(static_cast<const std::byte*>(rows));
+    const uint64_t bases = write_bases();
+    ep_.exchange(op_, records(where, bases));
+    slot_.used_by = op_.seq;
+    check_heard();
+    pull_bases();
+    op_.phase("summing");
+    const FloatEnvironment environment;
+    if (all_direct())
+      sum_direct(static_cast<std::byte*>(y));
+    else
+      sum_staged(static_cast<std::byte*>(y));
+    ep_.board_->finish(op_.seq);
+  }
+
+ private:
+  uint64_t row_bytes() const { return ep_.shape_.row_bytes(); }
+  int size() const { return comm_.size(); }
+  int slots() const { return static_cast<int>(ep_.shape_.topk); }
+
+  // Makes the experts' rows reachable, copying only what lies elsewhere, and returns their offset in the region.
+  uint64_t stage(const std::byte* rows) {
+    if (rows == slot_.x.base()) return slot_.x.offset();
+    if (rows == slot_.out.base()) return slot_.out.offset();
+    ep_.await_passed(op_, slot_.used_by);
+    const uint64_t bytes = routing_.rows() * row_bytes();
+    slot_.out.require(bytes);
+    if (bytes) std::memmove(slot_.out.base(), rows, bytes);  // the rows may be a part of this very buffer
+    return slot_.out.offset();
+  }
+
+  uint64_t write_bases() {
+    PulledPiece& piece = ep_.memory_->bases[op_.seq % record_depth];
+    ep_.await_passed(op_, piece.used_by);
+    const uint64_t bytes = 4 * routing_.row_base.size();
+    piece.memory.require(bytes);
+    if (bytes) std::memcpy(piece.memory.base(), routing_.row_base.data(), bytes);
+    piece.used_by = op_.seq;
+    return piece.memory.offset();
+  }
+
+  std::vector<Payload> records(uint64_t where, uint64_t bases) const {
+    const auto experts = static_cast<uint64_t>(ep_.local_experts());
+    std::vector<Payload> out(static_cast<size_t>(size()));
+    for (int member = 0; member < size(); ++member) {
+      Payload& record = out[static_cast<size_t>(member)];
+      record[ep_record::kind] = ep_record::combine;
+      record[ep_record::routing] = routing_.id;
+      record[ep_record::rows] = routing_.rows();
+      record[ep_record::tokens] = 0;
+      record[ep_record::where] = where;
+      record[ep_record::list] = bases + 4 * experts * static_cast<uint64_t>(member);
+      record[ep_record::finished] = ep_.board_->finished();
+    }
+    return out;
+  }
+
+  const Payload& heard(int member) const { return ep_.heard_[static_cast<size_t>(member)]; }
+
+  void check_heard() const {
+    for (int member = 0; member < size(); ++member) {
+      if (routing_.rows_to(ep_.placement_, member) == 0) continue;
+      const Payload& record = heard(member);
+      if (record[ep_record::rows] > EpLayout::worst_rows(ep_.shape_, ep_.placement_, member)) fail(Status::Failure, "rank ", member, " announces more rows than there can be: its record is damaged");
+      ep_.require_in_region(member, record[ep_record::where], record[ep_record::rows] * row_bytes());
+      ep_.require_in_region(member, record[ep_record::list], 4 * static_cast<uint64_t>(ep_.placement_.count(member)));
+    }
+  }
+
+  // Where each pair's row lies on its rank: the base of (this rank, expert) there, plus its place among them.
+  void pull_bases() {
+    op_.phase("pulling bases");
+    std::vector<uint32_t> bases(static_cast<size_t>(ep_.placement_.experts()));
+    for (int member = 0; member < size(); ++member) {
+      if (routing_.rows_to(ep_.placement_, member) == 0) continue;
+      const Transfer transfer{&bases[static_cast<size_t>(ep_.placement_.first(member))], heard(member)[ep_record::list], 4 * static_cast<uint64_t>(ep_.placement_.count(member))};
+      comm_.world().provider().get(ep_.peer(member), &transfer, 1);
+    }
+    comm_.world().provider().quiet();
+    rank_of_pair_.resize(routing_.pairs());
+    offset_of_pair_.resize(routing_.pairs());
+    for (int member = 0; member < size(); ++member)
+      for (auto position = static_cast<size_t>(ep_.placement_.first(member)); position < static_cast<size_t>(ep_.placement_.first(member + 1)); ++position) {
+        const uint32_t first = routing_.position_start[position], last = routing_.position_start[position + 1];
+        if (first < last && uint64_t{bases[position]} + (last - first) > heard(member)[ep_record::rows]) fail(Status::Failure, "rank ", member, "'s row bases are damaged");
+        for (uint32_t pair = first; pair < last; ++pair) {
+          rank_of_pair_[pair] = member;
+          offset_of_pair_[pair] = heard(member)[ep_record::where] + (uint64_t{bases[position]} + (pair - first)) * row_bytes();
+        }
+      }
+  }
+
+  bool all_direct() const {
+    for (int member = 0; member < size(); ++member)
+      if (!ep_.peer(member).direct) return false;
+    return true;
+  }
+
+  // The rows of one token in top-k order: their weights, and what `place` makes of each pair.
+  template <class Place>
+  int gather(int64_t token, const void** rows, float* weights, Place place) const {
+    int count = 0;
+    for (int64_t i = token * slots(); i < (token + 1) * slots(); ++i) {
+      const uint32_t pair = routing_.pair_of_slot[static_cast<size_t>(i)];
+      if (pair == no_pair) continue;
+      weights[count] = weights_[i];
+      rows[count++] = place(pair);
+    }
+    return count;
+  }
+
+  void sum_direct(std::byte* y) const {
+    const WeightedSum sum = ep_.kernels_.weighted_sum(ep_.shape_.dtype);
+    std::vector<const void*> rows(static_cast<size_t>(slots()));
+    std::vector<float> weights(static_cast<size_t>(slots()));
+    for (int64_t token = 0; token < routing_.tokens; ++token, y += row_bytes()) {
+      const int count = gather(token, rows.data(), weights.data(), [&](uint32_t pair) { return ep_.peer(rank_of_pair_[pair]).direct + offset_of_pair_[pair]; });
+      sum(y, rows.data(), weights.data(), count, static_cast<uint64_t>(ep_.shape_.hidden));
+    }
+  }
+
+  // The reference: rows are fetched into private memory, some tokens at a time, then summed by the same kernel.
+  void sum_staged(std::byte* y) const {
+    constexpr int64_t batch = 16;
+    const WeightedSum sum = ep_.kernels_.weighted_sum(ep_.shape_.dtype);
+    std::vector<std::byte> fetched(static_cast<size_t>(batch * slots()) * row_bytes());
+    std::vector<const void*> rows(static_cast<size_t>(batch * slots()));
+    std::vector<float> weights(static_cast<size_t>(batch * slots()));
+    std::vector<int> counts(batch);
+    for (int64_t first = 0; first < routing_.tokens; first += batch) {
+      const int64_t last = std::min(first + batch, routing_.tokens);
+      std::byte* free = fetched.data();
+      for (int64_t token = first; token < last; ++token) {
+        const auto at = static_cast<size_t>((token - first) * slots());
+        counts[static_cast<size_t>(token - first)] = gather(token, &rows[at], &weights[at], [&](uint32_t pair) {
+          const Transfer transfer{free, offset_of_pair_[pair], row_bytes()};
+          comm_.world().provider().get(ep_.peer(rank_of_pair_[pair]), &transfer, 1);
+          free += row_bytes();
+          return static_cast<const void*>(transfer.local);
+        });
+      }
+      comm_.world().provider().quiet();
+      for (int64_t token = first; token < last; ++token, y += row_bytes()) {
+        const auto at = static_cast<size_t>((token - first) * slots());
+        sum(y, &rows[at], &weights[at], counts[static_cast<size_t>(token - first)], static_cast<uint64_t>(ep_.shape_.hidden));
+      }
+    }
+  }
+
+  ExpertParallel& ep_;
+  Operation& op_;
+  Communicator& comm_;
+  ResultSlot& slot_;
+  const Routing& routing_;
+  const float* weights_;
+  std::vector<int> rank_of_pair_;
+  std::vector<uint64_t> offset_of_pair_;  // in that rank's region
+};
+
+void ExpertParallel::combine(const void* rows, Dispatched& result, const float* weights, void* y, double timeout) {
+  require_open();
+  require_ours(result);
+  comm_->operate("combine", seq_, timeout, [&](Operation& op) { CombineCall(*this, op, result, weights).run(rows, y); });
+}
+
+}  // namespace xccl

@@ -1,0 +1,88 @@
+// The bytes that an ExpertParallel shares: its region in every rank's data memory, and the payload of its records.
+// The planner adds up the same numbers that the object allocates, so they cannot disagree.
+//
+//   input     2 slots of max_tokens rows      written by the user (input_buffer), pulled by dispatch
+//   staging   2 slots of max_tokens rows      dispatch's copy of an x that lies in private memory
+//   route     2 slots, one route list per destination rank:
+//               counts  uint32 (experts there) | tokens int32 (rows) | weights float32 (rows)
+//   bases     2 slots of uint32 (ranks, experts here): first row of each source and expert, for combine
+//   results   per result: rows of x, then rows of out, each (ranks * max_tokens * topk) rows at the worst
+//
+// Everything is written by the owner and pulled by the others. Slots of 2 are used in turn (record_depth).
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "memory/mapping.hpp"
+#include "memory/range_allocator.hpp"
+#include "moe/placement.hpp"
+#include "moe/row_type.hpp"
+#include "sync/record_layout.hpp"
+
+namespace xccl {
+
+struct EpShape {
+  int64_t num_experts = 0, hidden = 0, max_tokens = 0, topk = 0;
+  RowType dtype = RowType::float32;
+  int64_t results = 2;  // results alive at once
+
+  uint64_t row_bytes() const { return static_cast<uint64_t>(hidden) * element_bytes(dtype); }
+};
+
+struct EpPiece {
+  uint64_t offset = 0, bytes = 0;
+};
+
+struct EpLayout {
+  EpPiece input[record_depth], staging[record_depth], route[record_depth], bases[record_depth];
+  std::vector<EpPiece> x, out;  // per result
+  uint64_t bytes = 0;           // of the whole region
+
+  // The most rows a rank can be given. Experts may repeat within a token, so topk bounds the copies of a token.
+  static uint64_t worst_rows(const EpShape& shape, const Placement& placement, int rank) {
+    return placement.count(rank) == 0 ? 0 : static_cast<uint64_t>(placement.ranks()) * static_cast<uint64_t>(shape.max_tokens * shape.topk);
+  }
+  // One route list's tokens and weights begin at a multiple of 8 after its counts.
+  static uint64_t route_list_bytes(uint64_t experts, uint64_t rows) { return round_up(4 * experts, 8) + round_up(8 * rows, 8); }
+
+  EpLayout(const EpShape& shape, const Placement& placement, int rank) {
+    const uint64_t rows = static_cast<uint64_t>(shape.max_tokens) * shape.row_bytes();
+    const auto slots = static_cast<uint64_t>(shape.max_tokens * shape.topk);
+    for (auto& piece : input) piece = take(rows);
+    for (auto& piece : staging) piece = take(rows);
+    const auto ranks = static_cast<uint64_t>(placement.ranks()), experts = static_cast<uint64_t>(placement.experts());
+    for (auto& piece : route) piece = take(4 * experts + 8 * slots + 16 * ranks);
+    for (auto& piece : bases) piece = take(4 * ranks * static_cast<uint64_t>(placement.count(rank)));
+    const uint64_t worst = worst_rows(shape, placement, rank) * shape.row_bytes();
+    for (int64_t i = 0; i < shape.results; ++i) {
+      x.push_back(take(worst));
+      out.push_back(take(worst));
+    }
+  }
+
+ private:
+  EpPiece take(uint64_t size) {
+    // Pieces that can hold huge pages begin where one may begin.
+    const uint64_t offset = round_up(bytes, size >= huge_page ? huge_page : page_granule);
+    bytes = offset + round_up(size, page_granule);
+    return {offset, size};
+  }
+};
+
+// Words of an ExpertParallel's records. Offsets are in the writer's region.
+namespace ep_record {
+enum Kind : uint64_t { dispatch = 1, dispatch_again = 2, combine = 3 };
+enum Word : size_t {
+  kind,      // Kind
+  routing,   // id of the routing in use
+  rows,      // dispatch: rows for the reader; combine: rows at `where`
+  tokens,    // dispatch: rows at `where`
+  where,     // offset of the rows to pull
+  list,      // dispatch: offset of the reader's route list; combine: of the reader's row bases
+  finished,  // the writer has pulled everything up to this call
+};
+}  // namespace ep_record
+static_assert(ep_record::finished < std::tuple_size_v<Payload>);
+
+}  // namespace xccl

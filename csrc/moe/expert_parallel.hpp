@@ -1,0 +1,94 @@
+// ExpertParallel: dispatch sends every token to the ranks that host its experts, combine brings the experts'
+// results back and sums them. Both are pulls with one synchronisation (XCCL, arXiv:2508.02520, section 3.2).
+// Used by the bindings. The two calls are in dispatch.cpp and combine.cpp; what they share is here.
+//
+// Every call has a number (seq) on its ExpertParallel, the same on all ranks. A record says "I have pulled all up
+// to call k"; a piece of memory that others pull from in call n is written again only when all have said k >= n.
+// In steady state that is known from the records of the call before, so it costs no wait.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "group/communicator.hpp"
+#include "moe/ep_memory.hpp"
+#include "moe/kernels/weighted_sum.hpp"
+#include "moe/routing.hpp"
+
+namespace xccl {
+
+class ExpertParallel;
+
+// What a dispatch returns: rows in expert order, and the routing that made them.
+struct Dispatched {
+  const ExpertParallel* owner;
+  std::shared_ptr<const Routing> routing;
+  std::shared_ptr<Lease> lease;  // null once released
+  uint64_t rows() const { return routing->rows(); }
+};
+
+class ExpertParallel {
+ public:
+  // Collective. InvalidArgument for a shape that cannot be; Mismatch when ranks disagree, naming the argument.
+  ExpertParallel(std::shared_ptr<Communicator> comm, const EpShape& shape);
+  ~ExpertParallel();
+
+  const EpShape& shape() const { return shape_; }
+  const Placement& placement() const { return placement_; }
+  Communicator& comm() { return *comm_; }
+  // Keeps this rank's memory alive for arrays over it. Closed when there is none any more.
+  std::shared_ptr<EpMemory> share_memory() const {
+    require_open();
+    return memory_;
+  }
+  int local_experts() const { return placement_.count(comm_->rank()); }
+
+  // Memory for `tokens` rows of the next dispatch, which then copies nothing first. Two are used in turn.
+  std::byte* input_buffer(int64_t tokens, double timeout);
+  // x: (tokens, hidden). `routing`: null, or one made here before, and then topk is not used but for its tokens.
+  std::shared_ptr<Dispatched> dispatch(const void* x, const TopK& topk, std::shared_ptr<const Routing> routing, double timeout);
+  // Memory for the experts' results, (rows, hidden). Waits for pulls of an earlier combine of the same result.
+  std::byte* output_buffer(Dispatched& result, double timeout);
+  // rows: (result.rows(), hidden); weights: null or (tokens, topk); y: (tokens, hidden).
+  void combine(const void* rows, Dispatched& result, const float* weights, void* y, double timeout);
+
+  // Not collective: waits, within the deadline, until nobody pulls from this rank any more.
+  void close();
+  bool closed() const { return closed_; }
+
+ private:
+  friend class DispatchCall;
+  friend class CombineCall;
+  struct Card;
+
+  void check_shape() const;
+  void require_open() const;
+  void require_ours(const Dispatched& result) const;
+  void meet();
+  bool in_use(uint64_t seq);
+  // Waits until everybody has pulled what call `seq` published.
+  void await_passed(Operation& op, uint64_t seq);
+  // Publishes this call's records, waits for everybody's, checks that all are in the same call.
+  void exchange(Operation& op, const std::vector<Payload>& records);
+  const RemoteRegion& peer(int member) const { return peers_[static_cast<size_t>(member)]; }
+  void require_in_region(int member, uint64_t offset, uint64_t bytes) const;
+  ResultSlot& free_result();
+
+  std::shared_ptr<Communicator> comm_;
+  EpShape shape_;
+  Placement placement_;
+  const Kernels& kernels_;
+  std::shared_ptr<EpMemory> memory_;
+  uint64_t id_ = 0;  // number of this ExpertParallel on its communicator
+  uint64_t board_offset_ = 0;
+  std::optional<Board> board_;
+  std::vector<RemoteRegion> peers_;
+  uint64_t seq_ = 0;          // calls completed
+  uint64_t input_turn_ = 0, staging_turn_ = 0;
+  uint64_t side_calls_ = 0;   // input_buffer and output_buffer, which nobody else sees
+  std::vector<Payload> heard_;  // of the call under way, by member
+  bool closed_ = false;
+};
+
+}  // namespace xccl
