@@ -1,0 +1,80 @@
+// The communicator as Python's Communicator (xccl/communicator.py) uses it.
+#include "collective/all_gather.hpp"
+#include "collective/barrier.hpp"
+#include "group/communicator.hpp"
+#include "python/support.hpp"
+
+namespace xccl::python {
+namespace {
+
+// An array of the application area; keeps the rank's memory alive, also after close().
+struct HeapBlock {
+  std::shared_ptr<World> world;
+  std::byte* memory;
+  HeapBlock(std::shared_ptr<World> owner, uint64_t bytes) : world(std::move(owner)), memory(world->heap().allocate(bytes)) {}
+  ~HeapBlock() {
+    // In a forked child this is the parent's memory: freeing it would empty the parent's array.
+    if (!world->forked()) world->heap().free(memory);
+  }
+  HeapBlock(const HeapBlock&) = delete;
+  HeapBlock& operator=(const HeapBlock&) = delete;
+};
+
+std::shared_ptr<Communicator> init(const std::string& job, int rank, int size, const std::optional<std::string>& provider, const std::optional<double>& timeout,
+                                   const std::optional<double>& startup_timeout) {
+  Config config = Config::from_environment();
+  if (provider) config.provider = *provider;
+  if (timeout) config.timeout = *timeout;
+  if (startup_timeout) config.startup_timeout = *startup_timeout;
+  const Blocking blocking;
+  return Communicator::init({job, rank, size}, config);
+}
+
+py::array empty(Communicator& comm, std::vector<py::ssize_t> shape, const py::dtype& dtype) {
+  comm.require_usable();
+  uint64_t bytes = static_cast<uint64_t>(dtype.itemsize());
+  for (const py::ssize_t dim : shape) {
+    if (dim < 0) fail(Status::InvalidArgument, "shape has a negative dimension");
+    if (__builtin_mul_overflow(bytes, static_cast<uint64_t>(dim), &bytes) || bytes > uint64_t{1} << 60) fail(Status::OutOfMemory, "an array that large cannot be had");
+  }
+  auto block = std::make_shared<HeapBlock>(comm.share_world(), bytes);
+  return array_over(block->memory, dtype, std::move(shape), block);
+}
+
+// a: any C-contiguous array; out: (size,) + a.shape, same dtype.
+void gather(Communicator& comm, const py::array& a, py::array& out, double timeout) {
+  const void* from = a.data();
+  void* to = out.mutable_data();
+  const auto bytes = static_cast<uint64_t>(a.nbytes());
+  const Blocking blocking;
+  all_gather(comm, from, to, bytes, timeout);
+}
+
+}  // namespace
+
+void bind_communicator(py::module_& m) {
+  py::class_<Communicator, std::shared_ptr<Communicator>>(m, "Communicator")
+      .def_static("init", &init, py::arg("job"), py::arg("rank"), py::arg("size"), py::arg("provider"), py::arg("timeout"), py::arg("startup_timeout"))
+      .def_property_readonly("rank", &Communicator::rank)
+      .def_property_readonly("size", &Communicator::size)
+      .def_property_readonly("timeout", &Communicator::timeout)
+      .def_property_readonly("closed", &Communicator::closed)
+      .def_property_readonly("provider", [](Communicator& comm) { return comm.world().provider().name(); })
+      .def_property_readonly("direct", [](Communicator& comm) { return comm.world().config().direct; })
+      .def_property_readonly("job", [](Communicator& comm) { return comm.world().spec().job; })
+      .def_property_readonly("committed_bytes", [](Communicator& comm) { return comm.world().provider().committed_bytes(); })
+      .def("require_usable", &Communicator::require_usable)
+      .def("empty", &empty, py::arg("shape"), py::arg("dtype"))
+      .def("barrier", [](Communicator& comm, double timeout) {
+        const Blocking blocking;
+        barrier(comm, timeout);
+      }, py::arg("timeout"))
+      .def("all_gather", &gather, py::arg("a"), py::arg("out"), py::arg("timeout"))
+      .def("abort", &Communicator::abort, py::arg("reason"))
+      .def("close", [](Communicator& comm) {
+        const Blocking blocking;
+        comm.close();
+      });
+}
+
+}  // namespace xccl::python

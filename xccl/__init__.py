@@ -1,0 +1,48 @@
+"""XCCL: dispatch, combine and messages between the ranks of a mixture-of-experts model, over shared memory.
+
+    comm = xccl.init()                      # under `python -m xccl run -n 4 script.py`, torchrun, mpirun or srun
+    ep = xccl.ExpertParallel(comm, num_experts=64, hidden=1024, max_tokens=128, topk=8)
+    d = ep.dispatch(x, topk_idx, topk_weights)
+    y = ep.combine(my_experts(d), d)
+
+Not PyTorch's backend string "xccl", which is Intel's and another thing. Importing does no work.
+"""
+
+from xccl._core import __version__
+from xccl.array import Array
+from xccl.communicator import Communicator, init
+from xccl.errors import (
+    Closed,
+    Error,
+    InvalidArgument,
+    Mismatch,
+    OutOfMemory,
+    PeerFailed,
+    PeerLost,
+    Timeout,
+    Truncated,
+)
+from xccl.expert_parallel import Dispatched, ExpertParallel, Plan, Routing
+from xccl.launch.spawn import SpawnError, spawn
+
+__all__ = [
+    "Array",
+    "Closed",
+    "Communicator",
+    "Dispatched",
+    "Error",
+    "ExpertParallel",
+    "InvalidArgument",
+    "Mismatch",
+    "OutOfMemory",
+    "PeerFailed",
+    "PeerLost",
+    "Plan",
+    "Routing",
+    "SpawnError",
+    "Timeout",
+    "Truncated",
+    "__version__",
+    "init",
+    "spawn",
+]

@@ -1,0 +1,47 @@
+"""The command line: `python -m xccl run | doctor | demo`, also installed as `xccl`.
+
+Each command is a module here with `configure(parser)` and `execute(arguments) -> exit code`. Nothing here
+computes; what a command does lies in the package that it is about.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from xccl.cli import demo, doctor, run
+
+_COMMANDS = {"run": run, "doctor": doctor, "demo": demo}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; `argv` is without the program's name. Returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="xccl", description="Communication between the ranks of a mixture-of-experts model."
+    )
+    parser.add_argument("--version", action="store_true", help="print the version and exit")
+    commands = parser.add_subparsers(metavar="COMMAND")
+    for name, module in _COMMANDS.items():
+        command = commands.add_parser(name, help=module.SUMMARY, description=module.DESCRIPTION)
+        module.configure(command)
+        command.set_defaults(execute=module.execute)
+    arguments = parser.parse_args(argv)
+    if arguments.version:
+        return _print_version()
+    if not hasattr(arguments, "execute"):
+        parser.print_help()
+        return 2
+    return int(arguments.execute(arguments))
+
+
+def entry_point() -> None:
+    """What the installed script `xccl` calls."""
+    sys.exit(main())
+
+
+def _print_version() -> int:
+    from xccl import _core
+
+    print(f"xccl {_core.__version__}")
+    return 0

@@ -1,0 +1,228 @@
+"""`xccl.init` and `Communicator`: joining a job, the application area, and the collectives there are so far.
+
+Not here: who this process is (launch/environment.py), dispatch and combine (expert_parallel.py).
+"""
+
+from __future__ import annotations
+
+import atexit
+import itertools
+import math
+import os
+import sys
+import uuid
+import warnings
+import weakref
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from xccl import _core
+from xccl.array import Array, as_array, as_dtype
+from xccl.errors import InvalidArgument
+from xccl.launch.environment import LaunchInfo, check_single_host, detect
+
+_inits = itertools.count()
+_open: weakref.WeakSet[Communicator] = weakref.WeakSet()
+
+
+def init(
+    rank: int | None = None,
+    size: int | None = None,
+    job: str | None = None,
+    timeout: float | None = None,
+    provider: str | None = None,
+    startup_timeout: float | None = None,
+) -> Communicator:
+    """Joins a job and returns its communicator, once all of its ranks have arrived.
+
+    Without arguments, rank, size and job come from the launcher: `python -m xccl run`, torchrun, mpirun (Open MPI,
+    MPICH, Intel MPI) or srun. A program started by none of them is a job of one rank.
+
+    Args:
+        rank, size: this process and how many there are; both or neither.
+        job: a name that all ranks of the job, and no other job on this host, use. Needed with `rank` and `size`.
+        timeout: default deadline of every call, in seconds; else XCCL_TIMEOUT, else 30.
+        provider: "posix_shm" (processes of one host) or "local" (threads of one process); else XCCL_PROVIDER.
+        startup_timeout: deadline for all ranks to arrive, in seconds; else XCCL_STARTUP_TIMEOUT, else 120.
+
+    Raises:
+        InvalidArgument: an argument or an environment variable is wrong, or the job's name is taken.
+        Timeout: `ranks` did not arrive. PeerLost: one died meanwhile. Mismatch: ranks disagree about the size.
+        OutOfMemory: not even the control segment can be had.
+    """
+    _warn_of_unknown_settings()
+    info = _identity(rank, size, job)
+    native = _core.Communicator.init(
+        job=info.job,
+        rank=info.rank,
+        size=info.size,
+        provider=provider,
+        timeout=None if timeout is None else _seconds("timeout", timeout),
+        startup_timeout=None if startup_timeout is None else _seconds("startup_timeout", startup_timeout),
+    )
+    return Communicator(native)
+
+
+def _identity(rank: int | None, size: int | None, job: str | None) -> LaunchInfo:
+    if (rank is None) != (size is None):
+        raise InvalidArgument("rank= and size= belong together: give both, or neither under a launcher")
+    if rank is not None and size is not None:
+        if job is None and size > 1:
+            raise InvalidArgument("job= is missing: give a name that all ranks of this job, and no other job, use")
+        return LaunchInfo(rank, size, rank, size, job or f"alone-{uuid.uuid4()}", "arguments")
+    info = detect()
+    if info is None:
+        return LaunchInfo(0, 1, 0, 1, job or f"alone-{uuid.uuid4()}", "none")
+    check_single_host(info)
+    # A program may join several times, one after the other or at once: all ranks count alike.
+    name = job or f"{info.job}.{next(_inits)}"
+    return LaunchInfo(info.rank, info.size, info.local_rank, info.local_size, name, info.launcher)
+
+
+_LAUNCH_VARIABLES = {"XCCL_RANK", "XCCL_SIZE", "XCCL_LOCAL_RANK", "XCCL_LOCAL_SIZE", "XCCL_JOB"}
+
+
+def _warn_of_unknown_settings() -> None:
+    known = _LAUNCH_VARIABLES | {name for name, *_ in _core.config()}
+    unknown = sorted(name for name in os.environ if name.startswith("XCCL_") and name not in known)
+    if unknown:
+        warnings.warn(
+            f"{', '.join(unknown)}: XCCL reads no such variable; `python -m xccl doctor` lists those it reads",
+            stacklevel=3,
+        )
+
+
+def _seconds(name: str, value: float) -> float:
+    if not (isinstance(value, (int, float)) and math.isfinite(value) and value > 0):
+        raise InvalidArgument(f"{name}={value!r}: expected a positive number of seconds; every wait is bounded")
+    return float(value)
+
+
+def deadline(timeout: float | None) -> float:
+    """A call's `timeout=` as the core takes it: -1 stands for the communicator's default."""
+    return -1.0 if timeout is None else _seconds("timeout", timeout)
+
+
+class Communicator:
+    """A group of ranks that can reach each other's memory. Made by `xccl.init`.
+
+    One thread at a time may use it; different communicators may be used by different threads at the same time.
+    Every blocking call takes `timeout=` in seconds and raises `Timeout`, `PeerLost`, `PeerFailed` or `Closed` with
+    the ranks concerned. After such an error inside a collective the communicator refuses further use with the
+    first cause. Use it in a `with` block: an exception that leaves the block is told to the other ranks.
+    """
+
+    def __init__(self, native: _core.Communicator) -> None:
+        self._native = native
+        self._dependents: weakref.WeakSet[Any] = weakref.WeakSet()
+        _open.add(self)
+
+    @property
+    def rank(self) -> int:
+        """This rank, 0 to size - 1."""
+        return self._native.rank
+
+    @property
+    def size(self) -> int:
+        """Number of ranks."""
+        return self._native.size
+
+    @property
+    def provider(self) -> str:
+        """Name of the global shared memory in use: "posix_shm" or "local"."""
+        return self._native.provider
+
+    @property
+    def job(self) -> str:
+        """Name of the job."""
+        return self._native.job
+
+    @property
+    def timeout(self) -> float:
+        """Default deadline of calls, in seconds."""
+        return self._native.timeout
+
+    @property
+    def closed(self) -> bool:
+        """Whether close() has been called."""
+        return self._native.closed
+
+    @property
+    def committed_bytes(self) -> int:
+        """Shared memory that this rank takes now, in bytes: arrays, buffers, records. Compare `ExpertParallel.plan`."""
+        return self._native.committed_bytes
+
+    def empty(self, shape: int | Sequence[int], dtype: Any = "float32") -> Array:
+        """A new array in the application area, not cleared, which other ranks can reach. See `xccl.Array`.
+
+        Raises OutOfMemory, naming the limit, when the memory cannot be had, rather than being killed later.
+        """
+        dims = [int(shape)] if isinstance(shape, (int, np.integer)) else [int(dim) for dim in shape]
+        return self._native.empty(dims, as_dtype(dtype)).view(Array)
+
+    def barrier(self, timeout: float | None = None) -> None:
+        """Returns when all ranks have called it. A dissemination barrier: ceil(log2(size)) signals per rank."""
+        self._native.barrier(deadline(timeout))
+
+    def all_gather(
+        self, a: Any, out: np.ndarray[Any, Any] | None = None, timeout: float | None = None
+    ) -> np.ndarray[Any, Any]:
+        """Every rank's `a`, stacked: an array of shape (size, *a.shape), the same on all ranks.
+
+        `a` has the same number of bytes on every rank: Mismatch otherwise, naming the ranks that differ. `out`, of
+        that shape and the same dtype, avoids an allocation. Meant for small arrays: each rank pulls from each other.
+        """
+        mine = np.ascontiguousarray(as_array("a", a)).reshape(np.shape(a))
+        shape = (self.size, *mine.shape)
+        if out is None:
+            out = np.empty(shape, mine.dtype).view(Array)
+        elif out.shape != shape or out.dtype != mine.dtype or not out.flags.c_contiguous or not out.flags.writeable:
+            raise InvalidArgument(
+                f"out has shape {out.shape} and dtype {out.dtype}: expected a writable C-contiguous array of shape "
+                f"{shape} and dtype {mine.dtype}"
+            )
+        self._native.all_gather(mine, out, deadline(timeout))
+        return out
+
+    def abort(self, reason: str) -> None:
+        """Gives up: the other ranks raise `PeerFailed` with this reason, and this communicator refuses further use."""
+        self._native.abort(reason)
+
+    def close(self) -> None:
+        """Ends this rank's part in an orderly way. Not collective; safe to call twice.
+
+        It waits, at most for `timeout`, until no other rank still reads this rank's memory. Ranks that wait for
+        this one afterwards get `Closed`. Arrays stay valid.
+        """
+        for dependent in list(self._dependents):
+            dependent.close()
+        self._native.close()
+        _open.discard(self)
+
+    def __enter__(self) -> Communicator:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self.abort(f"{kind.__name__}: {error}")
+        self.close()
+
+    def __repr__(self) -> str:
+        state = ", closed" if self.closed else ""
+        return f"<xccl.Communicator rank {self.rank} of {self.size}, {self.provider}, job {self.job!r}{state}>"
+
+
+@atexit.register
+def _leave_open_communicators() -> None:
+    # A program that ends without close() has still ended in an orderly way, unless an exception ended it: then the
+    # others learn which.
+    error = getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
+    for comm in list(_open):
+        if error is not None:
+            comm.abort(f"{type(error).__name__}: {error}")
+        comm.close()

@@ -1,0 +1,372 @@
+"""Dispatch and combine for mixture-of-experts layers: `ExpertParallel`, its results and its planner.
+
+Thin: names, shapes, defaults and documentation; the work is in csrc/moe/. The protocol is that of XCCL
+(arXiv:2508.02520, section 3.2), the vocabulary that of DeepEP.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from xccl import _core
+from xccl.array import Array, as_array, as_dtype
+from xccl.communicator import Communicator, deadline
+from xccl.errors import InvalidArgument
+
+Routing = _core.Routing
+
+
+class ExpertParallel:
+    """The experts of one or more MoE layers, spread over the ranks of a communicator.
+
+    Making one is collective: all ranks do so with the same arguments (Mismatch names the first that differs). Rank r
+    hosts a contiguous block of experts; where they do not divide, the first ranks host one more; ranks without
+    experts, tokens without experts (-1) and ranks without tokens are all normal. Then every rank makes the same
+    sequence of dispatch and combine calls. One object serves any number of layers of the same shape.
+
+    Results are bit for bit the same whatever the number of ranks, the arrival order and the instruction set: in top-k
+    order, acc = round32(w * row) for the first expert, then acc = round32(acc + round32(w * row)), without fused
+    multiply-add, and one rounding to nearest even to `dtype` at the end; NaN is canonical, denormals are kept.
+
+    Args:
+        comm: the communicator; stays usable for other things.
+        num_experts: experts in total, over all ranks.
+        hidden: elements of a row; any number.
+        max_tokens: the most tokens any rank dispatches in one call. Address space is reserved for the worst case,
+            every token to one rank; memory is taken for what happens. See `plan`.
+        topk: experts per token.
+        dtype: of rows: "float32", "float16" or "bfloat16".
+        results: how many results of dispatch may be alive at once.
+        dispatch_quant, combine_quant, combine_dtype: None. Quantised rows and other sum types are planned; anything
+            else raises InvalidArgument.
+        layout: "expert": one row per (token, expert), expert by expert. "token" is planned.
+
+    Raises:
+        InvalidArgument, Mismatch, OutOfMemory (address space or memory; the message says what to change), Timeout,
+        PeerLost, PeerFailed.
+    """
+
+    def __init__(
+        self,
+        comm: Communicator,
+        num_experts: int,
+        hidden: int,
+        max_tokens: int,
+        topk: int,
+        dtype: Any = "bfloat16",
+        dispatch_quant: None = None,
+        combine_quant: None = None,
+        combine_dtype: Any = None,
+        layout: str = "expert",
+        results: int = 2,
+    ) -> None:
+        self._dtype = _row_dtype(dtype)
+        _refuse_planned(self._dtype, dispatch_quant, combine_quant, combine_dtype, layout)
+        self.num_experts, self.hidden, self.max_tokens, self.topk = num_experts, hidden, max_tokens, topk
+        self._native = _core.ExpertParallel(
+            comm=comm._native,
+            num_experts=num_experts,
+            hidden=hidden,
+            max_tokens=max_tokens,
+            topk=topk,
+            dtype=self._dtype.name,
+            np_dtype=self._dtype,
+            results=results,
+        )
+        self.comm = comm
+        comm._dependents.add(self)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of rows."""
+        return self._dtype
+
+    @cached_property
+    def local_experts(self) -> list[int]:
+        """Global ids of the experts hosted here, in the order of `d.counts`."""
+        return self._native.local_experts
+
+    def input_buffer(self, n: int, timeout: float | None = None) -> Array:
+        """An array (n, hidden) to write tokens into; `dispatch` of it, or of its first rows, copies nothing first.
+
+        Two buffers are used in turn, so one is valid until the next but one call of input_buffer. It waits, rarely,
+        until all ranks have pulled what was last dispatched from it. Raises InvalidArgument if n exceeds max_tokens.
+        """
+        return self._native.input_buffer(n, deadline(timeout)).view(Array)
+
+    def dispatch(
+        self,
+        x: Any,
+        topk_idx: Any = None,
+        topk_weights: Any = None,
+        *,
+        routing: Routing | None = None,
+        timeout: float | None = None,
+    ) -> Dispatched:
+        """Sends every token to the ranks of its experts. Collective; one synchronisation.
+
+        Args:
+            x: (tokens, hidden), dtype of this object, C-contiguous; 0 to max_tokens tokens, any number on each rank.
+                Free to be overwritten on return, unless it is an `input_buffer`.
+            topk_idx: (tokens, topk) int32 or int64; expert ids, -1 for none. An expert may be named twice.
+            topk_weights: (tokens, topk) float32.
+            routing: instead of the two: `d.routing` of an earlier dispatch here, for tokens that go the same way
+                again, such as gradients. All ranks give the routing of the same dispatch, or none.
+
+        Raises:
+            InvalidArgument: nothing was sent; correct the argument and call again.
+            OutOfMemory: as many results are alive as `results`; or the memory for the rows cannot be had.
+            Mismatch: other ranks are in another call. Timeout, PeerLost, PeerFailed, Closed: see `ranks`.
+        """
+        rows = as_array("x", x)
+        if (routing is None) != (topk_idx is not None and topk_weights is not None) or (
+            routing is not None and not (topk_idx is None and topk_weights is None)
+        ):
+            raise InvalidArgument("dispatch takes either topk_idx and topk_weights, or routing=")
+        native = self._native.dispatch(
+            rows,
+            None if topk_idx is None else as_array("topk_idx", topk_idx),
+            None if topk_weights is None else as_array("topk_weights", topk_weights),
+            routing,
+            deadline(timeout),
+        )
+        return Dispatched(self, native)
+
+    def combine(
+        self,
+        rows: Any,
+        d: Dispatched,
+        *,
+        weights: Any = None,
+        out: np.ndarray[Any, Any] | None = None,
+        timeout: float | None = None,
+    ) -> np.ndarray[Any, Any]:
+        """Brings the experts' results back and sums them, weighted, per token. Collective; one synchronisation.
+
+        Args:
+            rows: (d.num_rows, hidden), dtype of this object: the result for each row of d.x. `d.output_buffer()` and
+                `d.x` itself are not copied; other ranks may read those until the next dispatch, combine or
+                `d.output_buffer()` here returns, so write to them again only after that.
+            d: the result of the dispatch. It stays valid, so it can be combined again.
+            weights: (tokens, topk) float32 instead of those given to dispatch.
+            out: (tokens, hidden) array for the sums, instead of a new one.
+
+        Returns (tokens, hidden) in the order of the tokens given to dispatch; zeros for a token with no expert.
+
+        Raises: as `dispatch`.
+        """
+        tokens = d.routing.num_tokens
+        if out is None:
+            out = np.empty((tokens, self.hidden), self._dtype).view(Array)
+        elif not isinstance(out, np.ndarray):
+            raise InvalidArgument(f"out is a {type(out).__name__}: expected a numpy array")
+        self._native.combine(
+            as_array("rows", rows),
+            d._native,
+            None if weights is None else as_array("weights", weights),
+            out,
+            deadline(timeout),
+        )
+        return out
+
+    def close(self) -> None:
+        """Gives this rank's buffers back. Not collective; safe to call twice; results stay readable.
+
+        Waits, at most for the communicator's timeout, until no rank still pulls from here.
+        """
+        self._native.close()
+
+    def __enter__(self) -> ExpertParallel:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return (
+            f"<xccl.ExpertParallel {self.num_experts} experts, hidden {self.hidden}, max_tokens {self.max_tokens}, "
+            f"topk {self.topk}, {self._dtype.name}, {self.comm.size} ranks>"
+        )
+
+    @staticmethod
+    def plan(
+        size: int,
+        num_experts: int,
+        hidden: int,
+        max_tokens: int,
+        topk: int,
+        dtype: Any = "bfloat16",
+        results: int = 2,
+        *,
+        rank: int = 0,
+        tokens: int | None = None,
+        rows: int | None = None,
+    ) -> Plan:
+        """What an ExpertParallel of this shape takes on one rank of `size`; nothing is allocated. Print it.
+
+        Args:
+            tokens: dispatched by this rank per call, for the memory figure; max_tokens if not given.
+            rows: received per call at the most; an even spread of that many tokens per rank if not given.
+        """
+        if not 0 <= rank < size:
+            raise InvalidArgument(f"rank={rank}: expected 0 to {size - 1}")
+        tokens = max_tokens if tokens is None else tokens
+        if rows is None:
+            local = num_experts // size + (rank < num_experts % size)
+            rows = math.ceil(size * tokens * topk * local / num_experts)
+        name = _row_dtype(dtype).name
+        lines = _core.plan(num_experts, hidden, max_tokens, topk, name, results, size, rank, tokens, rows)
+        title = (
+            f"ExpertParallel on rank {rank} of {size}: {num_experts} experts, hidden {hidden}, {name}, max_tokens "
+            f"{max_tokens}, topk {topk}; {tokens} tokens dispatched and {rows} rows received per call"
+        )
+        return Plan(title, tuple(PlanLine(*line) for line in lines))
+
+
+class Dispatched:
+    """What `dispatch` returns: the rows this rank's experts work on, and where they came from.
+
+    Rows are in the order (local expert, source rank, source token). The rows live in a pool: release() gives them
+    back once no array over them is alive; so does dropping the object. `routing` is small and stays usable.
+    """
+
+    scales = None  #: for quantised rows, which are planned
+
+    def __init__(self, ep: ExpertParallel, native: _core.Dispatched) -> None:
+        self._ep = ep
+        self._native = native
+        self.routing: Routing = native.routing
+
+    @property
+    def x(self) -> Array:
+        """(num_rows, hidden): the rows. Writable, so experts may work in place."""
+        return self._native.rows().view(Array)
+
+    @cached_property
+    def counts(self) -> np.ndarray[Any, Any]:
+        """(local experts,) int64: rows of each expert."""
+        return self.routing.counts
+
+    @property
+    def num_rows(self) -> int:
+        """Rows in all."""
+        return self.routing.num_rows
+
+    @property
+    def src_rank(self) -> np.ndarray[Any, Any]:
+        """(num_rows,) int32: the rank each row came from."""
+        return self.routing.src_rank
+
+    @property
+    def src_token(self) -> np.ndarray[Any, Any]:
+        """(num_rows,) int32: its token there."""
+        return self.routing.src_token
+
+    @property
+    def weights(self) -> np.ndarray[Any, Any]:
+        """(num_rows,) float32: the weight of that expert for that token."""
+        return self.routing.weights
+
+    @cached_property
+    def _starts(self) -> list[int]:
+        return [0, *np.cumsum(self.counts).tolist()]
+
+    def rows_of(self, i: int) -> slice:
+        """The rows of the i-th local expert, as a slice of d.x."""
+        return slice(self._starts[i], self._starts[i + 1])
+
+    def expert(self, i: int) -> Array:
+        """(counts[i], hidden): the rows of the i-th local expert, a view of d.x."""
+        return self.x[self.rows_of(i)]
+
+    def output_buffer(self, timeout: float | None = None) -> Array:
+        """(num_rows, hidden) to write the experts' results into, which combine then does not copy.
+
+        Waits, rarely, until all ranks have pulled an earlier combine of this result.
+        """
+        return self._ep._native.output_buffer(self._native, deadline(timeout)).view(Array)
+
+    def release(self) -> None:
+        """Gives the rows back to the pool as soon as no array over them is alive. Safe to call twice."""
+        self._native.release()
+
+    def __enter__(self) -> Dispatched:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.release()
+
+    def __repr__(self) -> str:
+        state = ", released" if self._native.released else ""
+        return f"<xccl.Dispatched {self.num_rows} rows for {len(self.counts)} experts{state}>"
+
+
+@dataclass(frozen=True)
+class PlanLine:
+    """One use of memory: bytes of memory in steady state, bytes of address space, what would make it smaller."""
+
+    what: str
+    committed: int
+    reserved: int
+    shrink: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Memory of an ExpertParallel and its communicator on one rank. `print(plan)` explains it."""
+
+    title: str
+    lines: tuple[PlanLine, ...]
+
+    @property
+    def committed(self) -> int:
+        """Bytes of memory in steady state; `Communicator.committed_bytes` agrees, application arrays aside."""
+        return sum(line.committed for line in self.lines)
+
+    @property
+    def reserved(self) -> int:
+        """Bytes of address space; most of it never becomes memory."""
+        return sum(line.reserved for line in self.lines)
+
+    def __str__(self) -> str:
+        return "\n".join([self.title, *self._table()])
+
+    def _table(self) -> Iterator[str]:
+        width = max(len(line.what) for line in self.lines)
+        yield f"  {'':{width}}  {'memory':>10}  {'reserved':>10}  smaller with"
+        for line in self.lines:
+            yield f"  {line.what:{width}}  {_size(line.committed):>10}  {_size(line.reserved):>10}  {line.shrink}"
+        yield f"  {'in all':{width}}  {_size(self.committed):>10}  {_size(self.reserved):>10}"
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
+def _row_dtype(dtype: Any) -> np.dtype[Any]:
+    found = as_dtype(dtype)
+    if found.name not in ("float32", "float16", "bfloat16"):
+        raise InvalidArgument(f"dtype={dtype!r}: expected float32, float16 or bfloat16")
+    return found
+
+
+def _refuse_planned(
+    dtype: np.dtype[Any], dispatch_quant: object, combine_quant: object, combine_dtype: object, layout: object
+) -> None:
+    for name, value in (("dispatch_quant", dispatch_quant), ("combine_quant", combine_quant)):
+        if value is not None:
+            raise InvalidArgument(f"{name}={value!r}: expected None; quantised rows are not in this version")
+    if combine_dtype is not None and as_dtype(combine_dtype) != dtype:
+        raise InvalidArgument(f"combine_dtype={combine_dtype!r}: expected None or {dtype.name} in this version")
+    if layout != "expert":
+        raise InvalidArgument(f'layout={layout!r}: expected "expert", the only one in this version')
