@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "base/test_point.hpp"
 #include "group/scratch.hpp"
 
 namespace xccl {
@@ -48,6 +49,7 @@ void round(Communicator& comm, Operation& op, const std::byte* mine, std::byte* 
     if (member != comm.rank()) comm.board().learn(member, comm.board().read(member, seq)[finished]);
   check_agreement(comm, seq, total);
 
+  XCCL_TEST_POINT("all_gather.arrived");
   op.phase("pulling");
   for (int member = 0; member < comm.size(); ++member) {
     std::byte* to = all + static_cast<uint64_t>(member) * total + offset;

@@ -74,6 +74,7 @@ void Communicator::connect(const std::vector<Card>& cards) {
   }
   peer_scratch_.resize(members_.size());
   board_.emplace(group_, board_offsets);
+  board_->finish(0);
 }
 
 uint64_t Communicator::barrier_word(int member, int round) const {

@@ -22,11 +22,6 @@ std::shared_ptr<LocalSpace> LocalSpace::of_job(const std::string& job) {
 Local::Local(const JobSpec& spec, const Config& config)
     : HostMemory(config.direct), rank_(spec.rank), huge_pages_(config.huge_pages), space_(LocalSpace::of_job(spec.job)) {}
 
-Local::~Local() {
-  const std::lock_guard lock(space_->mutex);
-  std::erase_if(space_->regions, [this](const auto& entry) { return entry.second.rank == rank_; });
-}
-
 Region Local::allocate(uint64_t bytes) {
   auto mapping = std::make_shared<Mapping>(-1, std::max<uint64_t>(bytes, 1));
   const std::lock_guard lock(space_->mutex);

@@ -12,7 +12,8 @@
 
 namespace xccl {
 
-// The regions of all ranks of one local job, by their id.
+// The regions of all ranks of one local job, by their id. A rank's regions stay until they are freed or the whole job
+// has gone, so that a peer which is slow to attach finds them, as it finds the memory file of a process that has ended.
 struct LocalSpace {
   struct Entry {
     int rank;
@@ -29,7 +30,6 @@ struct LocalSpace {
 class Local : public HostMemory {
  public:
   Local(const JobSpec& spec, const Config& config);
-  ~Local() override;
 
   const char* name() const override { return "local"; }
   Region allocate(uint64_t bytes) override;

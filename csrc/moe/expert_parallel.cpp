@@ -2,6 +2,7 @@
 
 #include <cstring>
 
+#include "base/test_point.hpp"
 #include "collective/all_gather.hpp"
 
 namespace xccl {
@@ -87,6 +88,7 @@ void ExpertParallel::meet() {
   comm_->free_retired(oldest_open);
   board_.emplace(comm_->group(), std::move(offsets));
   heard_.resize(static_cast<size_t>(comm_->size()));
+  board_->finish(0);
 }
 
 void ExpertParallel::require_open() const {
@@ -125,15 +127,17 @@ void ExpertParallel::exchange(Operation& op, const std::vector<Payload>& records
     const int member = (comm.rank() + step) % comm.size();
     board_->post(member, op.seq, records[static_cast<size_t>(member)]);
   }
+  XCCL_TEST_POINT("ep.published");
   op.phase("waiting");
   comm.await_members(op, [&](int member) { return board_->arrived(member, op.seq); });
+  XCCL_TEST_POINT("ep.arrived");
 
   std::vector<int> differ;
   const Payload& mine = records[static_cast<size_t>(comm.rank())];
   for (int member = 0; member < comm.size(); ++member) {
     Payload& heard = heard_[static_cast<size_t>(member)];
     heard = member == comm.rank() ? mine : board_->read(member, op.seq);
-    board_->learn(member, std::min(heard[ep_record::finished], op.seq - 1));
+    board_->learn(member, std::min(heard[ep_record::finished], op.seq - 1));  // nobody can be further
     if (heard[ep_record::kind] != mine[ep_record::kind] || heard[ep_record::routing] != mine[ep_record::routing]) differ.push_back(member);
   }
   if (differ.empty()) return;

@@ -42,18 +42,19 @@ void Board::post(int member, uint64_t seq, const Payload& payload) {
 void Board::finish(uint64_t seq) {
   finished_ = seq;
   // release: whoever sees this number may overwrite what this rank has read until now.
-  progress_->store(seq, std::memory_order_release);
+  progress_->store(seq + 1, std::memory_order_release);
 }
 
 void Board::learn(int member, uint64_t seq) {
   uint64_t& known = passed_[static_cast<size_t>(member)];
-  known = std::max(known, seq);
+  known = std::max(known, seq + 1);
 }
 
 bool Board::passed(int member, uint64_t seq) {
-  if (passed_[static_cast<size_t>(member)] >= seq) return true;
-  learn(member, group_.provider->fetch(group_.controls[static_cast<size_t>(member)], offsets_[static_cast<size_t>(member)]));
-  return passed_[static_cast<size_t>(member)] >= seq;
+  uint64_t& known = passed_[static_cast<size_t>(member)];
+  if (known > seq) return true;
+  known = std::max(known, group_.provider->fetch(group_.controls[static_cast<size_t>(member)], offsets_[static_cast<size_t>(member)]));
+  return known > seq;
 }
 
 }  // namespace xccl

@@ -3,7 +3,8 @@
 // Owned by a communicator or an ExpertParallel. Not here: what the payload means, and whom to wait for.
 //
 // In every member's control segment:   progress line | record[member 0][turn 0] [turn 1] | record[member 1] ...
-//   progress   written by the owner: it has read, of everybody, all that calls up to this number published
+//   progress   written by the owner: 1 + the last call of which it has read all that everybody published; so 0
+//              until it has attached the others' memory, and 1 before the first call
 //   record     written by that member, for the owner
 #pragma once
 
@@ -43,7 +44,7 @@ class Board {
   // The payload as it was published; the caller checks every word of it before use.
   Payload read(int member, uint64_t seq) const { return record(member, seq).payload; }
 
-  // This rank has read all that calls up to `seq` published: tells whoever asks.
+  // This rank has read all that calls up to `seq` published, 0: it has attached what it will read. Tells whoever asks.
   void finish(uint64_t seq);
   uint64_t finished() const { return finished_; }
   // A member said, in a record, that it has finished `seq`.
@@ -62,7 +63,7 @@ class Board {
   Record* records_;                     // in the own segment
   std::atomic<uint64_t>* progress_;     // in the own segment
   uint64_t finished_ = 0;
-  std::vector<uint64_t> passed_;        // per member, as far as known
+  std::vector<uint64_t> passed_;        // progress of each member, as far as known
   std::vector<Payload> outgoing_;       // staged path: what puts read from until they are complete
 };
 

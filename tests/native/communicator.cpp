@@ -1,0 +1,145 @@
+// Communicators of ranks that are threads: collectives under load, and what the survivors learn of an end.
+#include "group/communicator.hpp"
+
+#include <atomic>
+#include <random>
+
+#include "base/test_point.hpp"
+#include "check.hpp"
+#include "collective/all_gather.hpp"
+#include "collective/barrier.hpp"
+
+using namespace xccl;
+
+TEST("nobody leaves a barrier before everybody has come") {
+  for (const bool direct : {true, false})
+    for (const int size : {1, 2, 3, 5, 8}) {
+      std::atomic<int> come{0};
+      test::on_ranks(size, test::local_config(direct), [&](Communicator& comm, const auto&) {
+        for (int round = 1; round <= 200; ++round) {
+          come.fetch_add(1, std::memory_order_relaxed);
+          barrier(comm);
+          CHECK(come.load(std::memory_order_relaxed) >= round * size);
+          barrier(comm);
+        }
+      });
+    }
+}
+
+TEST("all_gather gives everybody's bytes in rank order, for any size, with slow ranks") {
+  test_point_hook = [](const char*) {
+    thread_local std::mt19937 random(std::random_device{}());
+    if (random() % 50 == 0) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  };
+  for (const bool direct : {true, false})
+    for (const int size : {1, 2, 5})
+      test::on_ranks(size, test::local_config(direct), [&](Communicator& comm, const auto&) {
+        for (int round = 0; round < 40; ++round) {
+          const uint64_t bytes = round == 7 ? 200'000 : static_cast<uint64_t>(round) * 37;  // 0, small, several rounds
+          std::string mine(bytes, static_cast<char>('a' + comm.rank() + round % 7)), all(bytes * static_cast<uint64_t>(size), '?');
+          all_gather(comm, mine.data(), all.data(), bytes);
+          for (int rank = 0; rank < size; ++rank)
+            CHECK(all.substr(bytes * static_cast<uint64_t>(rank), bytes) == std::string(bytes, static_cast<char>('a' + rank + round % 7)));
+        }
+      });
+  test_point_hook = nullptr;
+}
+
+TEST("ranks that disagree about the size are told so on both sides") {
+  test::on_ranks(3, test::local_config(true), [](Communicator& comm, const auto&) {
+    char mine[16] = {}, all[48];
+    const Error error = CHECK_THROWS(all_gather(comm, mine, all, comm.rank() == 2 ? 16 : 8), Status::Mismatch);
+    CHECK(error.ranks == (comm.rank() == 2 ? std::vector<int>{0, 1} : std::vector<int>{2}));
+    CHECK(error.op == "all_gather");
+  });
+}
+
+TEST("a late rank is named by the timeout, and by what it does") {
+  std::atomic<int> done{0};
+  test::on_ranks(3, test::local_config(true), [&](Communicator& comm, const auto&) {
+    if (comm.rank() == 1) {
+      while (done.load() < 2) std::this_thread::yield();
+      return;
+    }
+    // Each of the two may run out of time itself, or hear first that the other has.
+    try {
+      barrier(comm, 0.2);
+      CHECK(false);
+    } catch (const Error& error) {
+      CHECK(error.status == Status::Timeout || error.status == Status::PeerFailed);
+      CHECK(error.message.find("rank 1: alive, in no XCCL call yet") != std::string::npos);
+      if (error.status == Status::Timeout) CHECK(error.ranks == std::vector<int>{1});
+    }
+    done.fetch_add(1);
+  });
+}
+
+TEST("a rank that gives up tells the others why") {
+  test::on_ranks(3, test::local_config(true), [](Communicator& comm, const auto&) {
+    if (comm.rank() == 1) {
+      comm.abort("out of patience");
+      CHECK_THROWS(barrier(comm), Status::Failure);
+      return;
+    }
+    const Error error = CHECK_THROWS(barrier(comm), Status::PeerFailed);
+    CHECK(error.ranks == std::vector<int>{1} && error.message.find("out of patience") != std::string::npos);
+    CHECK_THROWS(barrier(comm), Status::PeerFailed);  // the first cause, again
+  });
+}
+
+TEST("a rank that vanishes without closing is lost to the others") {
+  std::vector<std::thread> ranks;
+  for (int rank = 0; rank < 3; ++rank)
+    ranks.emplace_back([rank] {
+      auto comm = Communicator::init({"vanishing", rank, 3}, test::local_config(true));
+      barrier(*comm);
+      if (rank == 2) return;  // destroyed, not closed
+      const Error error = CHECK_THROWS(barrier(*comm), Status::PeerLost);
+      CHECK(error.ranks == std::vector<int>{2});
+      comm->close();
+    });
+  for (auto& rank : ranks) rank.join();
+}
+
+TEST("waiting for a rank that has closed ends with Closed") {
+  test::on_ranks(2, test::local_config(true), [](Communicator& comm, const auto&) {
+    if (comm.rank() == 1) return;  // closes
+    const Error error = CHECK_THROWS(barrier(comm), Status::Closed);
+    CHECK(error.ranks == std::vector<int>{1});
+  });
+}
+
+TEST("two threads in one communicator are told apart") {
+  std::atomic<bool> inside{false};
+  test_point_hook = nullptr;
+  test::on_ranks(2, test::local_config(true), [&](Communicator& comm, const auto&) {
+    if (comm.rank() == 1) {
+      while (!inside.load()) std::this_thread::yield();
+      barrier(comm);
+      return;
+    }
+    std::thread other([&] {
+      for (bool refused = true; refused;) {
+        try {
+          barrier(comm);
+          refused = false;
+        } catch (const Error& error) {
+          CHECK(error.status == Status::InvalidArgument);  // the probe below was inside
+        }
+      }
+    });
+    // Once inside, the other thread cannot leave the barrier before rank 1 comes, which waits for us.
+    for (bool refused = false; !refused;) {
+      try {
+        uint64_t calls = 0;
+        comm.operate("probe", calls, 1, [](Operation&) {});
+      } catch (const Error& error) {
+        refused = error.status == Status::InvalidArgument;
+      }
+    }
+    inside = true;
+    other.join();
+  });
+}
+
+TEST_MAIN()

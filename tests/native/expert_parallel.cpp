@@ -1,0 +1,166 @@
+// Dispatch and combine between ranks that are threads, under load: every row carries who it is, so a row that is
+// overwritten too early, or comes from the wrong place, is seen. Slow ranks, ranks without tokens, two objects at
+// once. This is what ThreadSanitizer watches.
+#include "moe/expert_parallel.hpp"
+
+#include <chrono>
+#include <random>
+
+#include "base/test_point.hpp"
+#include "check.hpp"
+#include "collective/barrier.hpp"
+
+using namespace xccl;
+
+namespace {
+
+// The value of element i of a token: exact in float32, different for every rank, call, token and object.
+float value(int object, int rank, int call, int token, int i) { return static_cast<float>(((object * 8 + rank) * 64 + call % 64) * 1024 + token * 16 + i % 16); }
+
+struct Case {
+  int ranks, experts, hidden, tokens, topk, calls;
+  bool direct;
+};
+
+// One rank's view of one ExpertParallel, with its own random numbers: token counts differ by rank and call.
+class Player {
+ public:
+  Player(std::shared_ptr<Communicator> comm, const Case& shape, int object)
+      : case_(shape), object_(object), ep_(comm, {shape.experts, shape.hidden, shape.tokens, shape.topk, RowType::float32}), random_(static_cast<unsigned>(comm->rank() * 100 + object)) {}
+
+  void play(int call) {
+    make_tokens(call);
+    const TopK topk{idx_.data(), true, weights_.data(), tokens_};
+    const float* x = x_.data();
+    if (random_() % 2) {
+      auto* buffer = reinterpret_cast<float*>(ep_.input_buffer(tokens_, -1));
+      std::copy(x_.begin(), x_.end(), buffer);
+      x = buffer;
+    }
+    auto d = ep_.dispatch(x, topk, nullptr, -1);
+    check_rows(*d, call);
+    // The experts' work: in place, into the library's buffer, or elsewhere.
+    auto* rows = reinterpret_cast<float*>(d->lease->slot().x.base());
+    const uint64_t elements = d->rows() * static_cast<uint64_t>(case_.hidden);
+    std::vector<float> own;
+    float* result = rows;
+    if (const auto way = random_() % 3; way == 1) result = reinterpret_cast<float*>(ep_.output_buffer(*d, -1));
+    else if (way == 2) own.resize(elements + 1), result = own.data();
+    for (uint64_t i = 0; i < elements; ++i) result[i] = rows[i] + 1;
+    ep_.combine(result, *d, nullptr, y_.data(), -1);
+    if (!own.empty()) std::fill(own.begin(), own.end(), -1.0f);  // private memory is the caller's again
+    check_sums(call);
+  }
+
+  void close() { ep_.close(); }
+
+ private:
+  void make_tokens(int call) {
+    tokens_ = random_() % 3 == 0 ? 0 : static_cast<int>(random_() % static_cast<unsigned>(case_.tokens + 1));
+    x_.resize(static_cast<size_t>(tokens_ * case_.hidden));
+    for (int t = 0; t < tokens_; ++t)
+      for (int i = 0; i < case_.hidden; ++i) x_[static_cast<size_t>(t * case_.hidden + i)] = value(object_, ep_.comm().rank(), call, t, i);
+    idx_.resize(static_cast<size_t>(tokens_ * case_.topk));
+    weights_.assign(idx_.size(), 1.0f);
+    for (auto& expert : idx_) expert = static_cast<int64_t>(random_() % static_cast<unsigned>(case_.experts + 1)) - 1;
+    y_.assign(x_.size(), -7.0f);
+  }
+
+  void check_rows(const Dispatched& d, int call) {
+    const auto* rows = reinterpret_cast<const float*>(d.lease->slot().x.base());
+    int64_t total = 0;
+    for (const int64_t count : d.routing->counts) total += count;
+    CHECK(total == static_cast<int64_t>(d.rows()));
+    for (uint64_t row = 0; row < d.rows(); ++row)
+      for (int i = 0; i < case_.hidden; ++i)
+        CHECK(rows[row * static_cast<uint64_t>(case_.hidden) + static_cast<uint64_t>(i)] == value(object_, d.routing->src_rank[row], call, d.routing->src_token[row], i));
+  }
+
+  void check_sums(int call) {
+    for (int t = 0; t < tokens_; ++t) {
+      int experts = 0;
+      for (int k = 0; k < case_.topk; ++k) experts += idx_[static_cast<size_t>(t * case_.topk + k)] >= 0;
+      for (int i = 0; i < case_.hidden; ++i)
+        CHECK(y_[static_cast<size_t>(t * case_.hidden + i)] == static_cast<float>(experts) * (value(object_, ep_.comm().rank(), call, t, i) + 1));
+    }
+  }
+
+  Case case_;
+  int object_;
+  ExpertParallel ep_;
+  std::mt19937 random_;
+  int tokens_ = 0;
+  std::vector<float> x_, weights_, y_;
+  std::vector<int64_t> idx_;
+};
+
+void play(const Case& shape) {
+  test::on_ranks(shape.ranks, test::local_config(shape.direct), [&](Communicator&, std::shared_ptr<Communicator> comm) {
+    Player first(comm, shape, 0);
+    Player second(comm, {shape.ranks, shape.experts + 1, shape.hidden + 3, shape.tokens, shape.topk, shape.calls, shape.direct}, 1);
+    for (int call = 0; call < shape.calls; ++call) {
+      first.play(call);
+      if (call % 3 == 0) second.play(call);
+    }
+    first.close();
+    second.close();
+  });
+}
+
+}  // namespace
+
+TEST("rows and sums are right for many shapes, direct and staged") {
+  for (const bool direct : {true, false})
+    for (const Case& shape : {Case{1, 4, 8, 5, 2, 50, direct}, Case{2, 6, 16, 9, 3, 100, direct}, Case{3, 2, 5, 7, 2, 60, direct}, Case{5, 7, 3, 4, 4, 40, direct}}) play(shape);
+}
+
+TEST("rows stay right when ranks sleep between publishing and pulling") {
+  test_point_hook = [](const char*) {
+    thread_local std::mt19937 random(std::random_device{}());
+    if (random() % 20 == 0) std::this_thread::sleep_for(std::chrono::microseconds(random() % 3000));
+  };
+  for (const bool direct : {true, false}) play({4, 6, 16, 9, 3, 60, direct});
+  test_point_hook = nullptr;
+}
+
+TEST("one rank that is always slow does not see rows of later calls") {
+  test_point_hook = [](const char* name) {
+    // The first rank to pass here in a run is the slow one of that run.
+    static std::atomic<std::thread::id> slow{};
+    std::thread::id none{};
+    slow.compare_exchange_strong(none, std::this_thread::get_id());
+    if (slow.load() == std::this_thread::get_id() && std::string(name) == "ep.arrived") std::this_thread::sleep_for(std::chrono::milliseconds(2));
+  };
+  play({3, 6, 16, 9, 3, 60, true});
+  test_point_hook = nullptr;
+}
+
+TEST("a routing is used again, also after its rows are gone, and a different one on one rank is a mismatch") {
+  test::on_ranks(3, test::local_config(true), [](Communicator&, std::shared_ptr<Communicator> comm) {
+    ExpertParallel ep(comm, {4, 2, 3, 2, RowType::float32});
+    const std::vector<float> x = {1, 2, 3, 4, 5, 6}, weights(6, 0.5f);
+    const std::vector<int64_t> idx = {0, 3, 1, -1, 2, 2};
+    std::vector<std::shared_ptr<const Routing>> routings;
+    for (int i = 0; i < 2; ++i) routings.push_back(ep.dispatch(x.data(), {idx.data(), true, weights.data(), 3}, nullptr, -1)->routing);
+    for (int i = 0; i < 5; ++i) {
+      auto d = ep.dispatch(x.data(), {nullptr, true, nullptr, 3}, routings[0], -1);
+      std::vector<float> y(6);
+      ep.combine(d->lease->slot().x.base(), *d, nullptr, y.data(), -1);
+      CHECK((y == std::vector<float>{1, 2, 1.5f, 2, 5, 6}));
+    }
+    const Error error = CHECK_THROWS(ep.dispatch(x.data(), {nullptr, true, nullptr, 3}, routings[comm->rank() == 1], -1), Status::Mismatch);
+    CHECK(error.ranks == (comm->rank() == 1 ? std::vector<int>{0, 2} : std::vector<int>{1}));
+  });
+}
+
+TEST("objects can be made and closed many times without using up the control segment") {
+  test::on_ranks(2, test::local_config(true), [](Communicator&, std::shared_ptr<Communicator> comm) {
+    for (int i = 0; i < 3000; ++i) {
+      ExpertParallel ep(comm, {4, 2, 3, 2, RowType::float32});
+      ep.close();
+    }
+    CHECK(comm->world().allocate_lines(64) < (1u << 20));
+  });
+}
+
+TEST_MAIN()
