@@ -29,6 +29,7 @@ def plan(
     rank: int,
     tokens: int,
     rows: int,
+    in_place: bool,
 ) -> list[tuple[str, int, int, str]]: ...
 
 class Communicator:

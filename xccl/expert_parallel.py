@@ -207,12 +207,14 @@ class ExpertParallel:
         rank: int = 0,
         tokens: int | None = None,
         rows: int | None = None,
+        in_place: bool = False,
     ) -> Plan:
         """What an ExpertParallel of this shape takes on one rank of `size`; nothing is allocated. Print it.
 
         Args:
             tokens: dispatched by this rank per call, for the memory figure; max_tokens if not given.
             rows: received per call at the most; an even spread of that many tokens per rank if not given.
+            in_place: combine is always given d.x itself, so that output buffers are never used.
         """
         if not 0 <= rank < size:
             raise InvalidArgument(f"rank={rank}: expected 0 to {size - 1}")
@@ -221,7 +223,7 @@ class ExpertParallel:
             local = num_experts // size + (rank < num_experts % size)
             rows = math.ceil(size * tokens * topk * local / num_experts)
         name = _row_dtype(dtype).name
-        lines = _core.plan(num_experts, hidden, max_tokens, topk, name, results, size, rank, tokens, rows)
+        lines = _core.plan(num_experts, hidden, max_tokens, topk, name, results, size, rank, tokens, rows, in_place)
         title = (
             f"ExpertParallel on rank {rank} of {size}: {num_experts} experts, hidden {hidden}, {name}, max_tokens "
             f"{max_tokens}, topk {topk}; {tokens} tokens dispatched and {rows} rows received per call"

@@ -66,7 +66,8 @@ void Communicator::connect(const std::vector<Card>& cards) {
     group_.controls.push_back(world_->control(members_[member]));
     const Card& card = cards[member];
     const uint64_t segment = group_.controls.back().bytes;
-    if (card.board_offset > segment - Board::bytes(size()) || card.barrier_offset > segment - most_barrier_rounds * cache_line)
+    const bool aligned = card.board_offset % cache_line == 0 && card.barrier_offset % cache_line == 0;
+    if (!aligned || card.board_offset > segment - Board::bytes(size()) || card.barrier_offset > segment - most_barrier_rounds * cache_line)
       fail(Status::Failure, "rank ", members_[member], " sent a malformed card");
     board_offsets.push_back(card.board_offset);
     barrier_offsets_.push_back(card.barrier_offset);
@@ -179,18 +180,24 @@ bool Communicator::poll_remote(Operation& op, const std::function<bool()>& ready
 }
 
 uint64_t Communicator::next_object_id() {
+  const std::lock_guard lock(objects_mutex_);
   open_objects_.insert(++objects_);
   return objects_;
 }
 
-uint64_t Communicator::oldest_open_object() const { return open_objects_.empty() ? objects_ + 1 : *open_objects_.begin(); }
+uint64_t Communicator::oldest_open_object() const {
+  const std::lock_guard lock(objects_mutex_);
+  return open_objects_.empty() ? objects_ + 1 : *open_objects_.begin();
+}
 
 void Communicator::retire(uint64_t id, uint64_t lines_offset, uint64_t lines_bytes) {
+  const std::lock_guard lock(objects_mutex_);
   open_objects_.erase(id);
   if (lines_bytes) retired_[id] = {lines_offset, lines_bytes};
 }
 
 void Communicator::free_retired(uint64_t all_closed_before) {
+  const std::lock_guard lock(objects_mutex_);
   for (auto entry = retired_.begin(); entry != retired_.end() && entry->first < all_closed_before; entry = retired_.erase(entry))
     world_->free_lines(entry->second.offset, entry->second.bytes);
 }

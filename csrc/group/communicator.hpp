@@ -7,6 +7,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <set>
 #include <string>
@@ -184,7 +185,8 @@ class Communicator : public Vigil {
   struct Retired {
     uint64_t offset, bytes;
   };
-  uint64_t objects_ = 0;  // made so far
+  mutable std::mutex objects_mutex_;  // Python may collect a forgotten object in any thread
+  uint64_t objects_ = 0;              // made so far
   std::set<uint64_t> open_objects_;
   std::map<uint64_t, Retired> retired_;  // closed here, perhaps not everywhere
   std::atomic_flag busy_ = ATOMIC_FLAG_INIT;

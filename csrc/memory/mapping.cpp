@@ -8,10 +8,6 @@
 #include "base/machine.hpp"
 #include "memory/range_allocator.hpp"
 
-#ifndef MADV_COLLAPSE
-#define MADV_COLLAPSE 25  // since Linux 6.1; older kernels answer EINVAL, which is as good as "no"
-#endif
-
 namespace xccl {
 
 Mapping::Mapping(int fd, uint64_t bytes) : bytes_(round_up(bytes, page_granule)) {
@@ -47,12 +43,6 @@ void require_headroom(uint64_t bytes) {
   if (bytes + margin <= headroom.bytes) return;
   fail(Status::OutOfMemory, byte_count(bytes), " more are needed but only ", byte_count(headroom.bytes), " can be had (", headroom.limited_by,
        ", of which ", byte_count(margin), " are kept free)");
-}
-
-void collapse_huge_pages(std::byte* base, uint64_t bytes) {
-  const auto start = reinterpret_cast<uint64_t>(base);
-  const uint64_t first = round_up(start, huge_page), last = round_down(start + bytes, huge_page);
-  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_COLLAPSE);
 }
 
 }  // namespace xccl

@@ -30,7 +30,4 @@ class Mapping {
 // Refuses with OutOfMemory, naming the limit, when committing `bytes` more could get this process killed.
 void require_headroom(uint64_t bytes);
 
-// Asks for huge pages on the whole huge pages inside the range: best effort, a hint, never an error.
-void collapse_huge_pages(std::byte* base, uint64_t bytes);
-
 }  // namespace xccl

@@ -13,6 +13,10 @@
 
 #include "base/machine.hpp"
 
+#ifndef MADV_COLLAPSE
+#define MADV_COLLAPSE 25  // since Linux 6.1; older kernels answer EINVAL, which is as good as "no"
+#endif
+
 namespace xccl {
 namespace {
 
@@ -81,10 +85,26 @@ void PosixShm::commit(const Region& region, uint64_t offset, uint64_t bytes) {
   if (bytes == 0) return;
   const uint64_t first = round_down(offset, page_granule), last = round_up(offset + bytes, page_granule);
   require_headroom(last - first);
-  if (huge_pages_) collapse_huge_pages(region.base + first, last - first);
-  // Without this a full machine would answer a later store with SIGBUS.
-  while (fallocate(file_.get(), 0, static_cast<off_t>(region.key.words[0] + first), static_cast<off_t>(last - first)) != 0)
+  const uint64_t start = region.key.words[0];
+  if (huge_pages_) take_huge_pages(start + first, start + last);
+  take(start + first, last - first);
+}
+
+// Without this a full machine would answer a later store with SIGBUS.
+void PosixShm::take(uint64_t offset, uint64_t bytes) {
+  while (fallocate(file_.get(), 0, static_cast<off_t>(offset), static_cast<off_t>(bytes)) != 0)
     if (errno != EINTR) fail_errno("taking memory (fallocate)", errno);
+}
+
+// Best effort. The kernel makes a huge page of a range that has at least one page, and faster of one than of 512.
+void PosixShm::take_huge_pages(uint64_t first, uint64_t last) {
+  const uint64_t begin = round_up(first, huge_page), end = round_down(last, huge_page);
+  for (uint64_t page = begin; page < end; page += huge_page) {
+    take(page, 4096);
+    // A page that is mapped here already makes the kernel's work another ten times shorter.
+    std::atomic_ref<uint64_t>(*reinterpret_cast<uint64_t*>(own_->base() + page)).load(std::memory_order_relaxed);
+  }
+  if (begin < end) madvise(own_->base() + begin, end - begin, MADV_COLLAPSE);
 }
 
 void PosixShm::decommit(const Region& region, uint64_t offset, uint64_t bytes) {

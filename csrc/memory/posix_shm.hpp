@@ -37,6 +37,9 @@ class PosixShm : public HostMemory {
   static uint64_t default_address_space(int size);
 
  private:
+  void take(uint64_t offset, uint64_t bytes);
+  void take_huge_pages(uint64_t first, uint64_t last);
+
   int rank_;
   bool huge_pages_;
   Fd file_;

@@ -6,13 +6,13 @@
 
 namespace xccl {
 
-std::vector<PlanLine> plan(const EpShape& shape, int ranks, int rank, uint64_t tokens, uint64_t rows) {
+std::vector<PlanLine> plan(const EpShape& shape, int ranks, int rank, const PlanLoad& load) {
   const Placement placement(static_cast<int>(shape.num_experts), ranks);
   const EpLayout layout(shape, placement, rank);
   const auto pages = [](uint64_t bytes) { return round_up(bytes, page_granule); };
-  const uint64_t slots = tokens * static_cast<uint64_t>(shape.topk);
+  const uint64_t slots = load.tokens * static_cast<uint64_t>(shape.topk);
   const auto turns = static_cast<uint64_t>(record_depth), results = static_cast<uint64_t>(shape.results);
-  const uint64_t token_rows = tokens * shape.row_bytes(), result_rows = rows * shape.row_bytes();
+  const uint64_t token_rows = load.tokens * shape.row_bytes(), result_rows = load.rows * shape.row_bytes();
   const uint64_t route = 4 * static_cast<uint64_t>(shape.num_experts) + 8 * slots + 16 * static_cast<uint64_t>(ranks);
   const uint64_t lines = Communicator::control_bytes(ranks) + Board::bytes(ranks);
   return {
@@ -22,7 +22,7 @@ std::vector<PlanLine> plan(const EpShape& shape, int ranks, int rank, uint64_t t
       {"route lists, 2 slots", turns * pages(route), turns * pages(layout.route[0].bytes), "max_tokens, topk"},
       {"row bases for combine, 2 slots", turns * pages(layout.bases[0].bytes), turns * pages(layout.bases[0].bytes), "num_experts"},
       {text("rows received (d.x), ", results, " results"), results * pages(result_rows), results * pages(layout.x[0].bytes), "max_tokens, topk, results"},
-      {text("experts' results (d.output_buffer()), ", results, " results"), results * pages(result_rows), results * pages(layout.out[0].bytes),
+      {text("experts' results (d.output_buffer()), ", results, " results"), load.in_place ? 0 : results * pages(result_rows), results * pages(layout.out[0].bytes),
        "max_tokens, topk, results; combine d.x in place"},
   };
 }

@@ -17,7 +17,13 @@ struct PlanLine {
   std::string shrink;  // what would make it smaller
 };
 
-// tokens: rows this rank dispatches per call; rows: rows it receives per call, at the most.
-std::vector<PlanLine> plan(const EpShape& shape, int ranks, int rank, uint64_t tokens, uint64_t rows);
+// What happens in every call.
+struct PlanLoad {
+  uint64_t tokens;  // dispatched by this rank
+  uint64_t rows;    // received by this rank, at the most
+  bool in_place;    // combine is given d.x itself, so no second set of rows is needed
+};
+
+std::vector<PlanLine> plan(const EpShape& shape, int ranks, int rank, const PlanLoad& load);
 
 }  // namespace xccl

@@ -149,12 +149,12 @@ void bind_expert_parallel(py::module_& m) {
       .def("combine", &PyExpertParallel::combine, py::arg("rows"), py::arg("d"), py::arg("weights"), py::arg("out"), py::arg("timeout"))
       .def("close", &PyExpertParallel::close);
 
-  m.def("plan", [](int64_t num_experts, int64_t hidden, int64_t max_tokens, int64_t topk, const std::string& dtype, int64_t results, int size, int rank, uint64_t tokens, uint64_t rows) {
+  m.def("plan", [](int64_t num_experts, int64_t hidden, int64_t max_tokens, int64_t topk, const std::string& dtype, int64_t results, int size, int rank, uint64_t tokens, uint64_t rows, bool in_place) {
     py::list out;
-    for (const PlanLine& line : plan(make_shape(num_experts, hidden, max_tokens, topk, dtype, results), size, rank, tokens, rows))
+    for (const PlanLine& line : plan(make_shape(num_experts, hidden, max_tokens, topk, dtype, results), size, rank, {tokens, rows, in_place}))
       out.append(py::make_tuple(line.what, line.committed, line.reserved, line.shrink));
     return out;
-  }, py::arg("num_experts"), py::arg("hidden"), py::arg("max_tokens"), py::arg("topk"), py::arg("dtype"), py::arg("results"), py::arg("size"), py::arg("rank"), py::arg("tokens"), py::arg("rows"));
+  }, py::arg("num_experts"), py::arg("hidden"), py::arg("max_tokens"), py::arg("topk"), py::arg("dtype"), py::arg("results"), py::arg("size"), py::arg("rank"), py::arg("tokens"), py::arg("rows"), py::arg("in_place"));
 }
 
 }  // namespace xccl::python

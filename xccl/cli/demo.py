@@ -43,7 +43,7 @@ def execute(arguments: argparse.Namespace) -> int:
     """Runs the ranks, shows what went where, says whether the result is right."""
     import xccl
 
-    print(f"{RANKS} processes, {EXPERTS} experts, each token goes to {TOP_K} of them\n")
+    print(f"{RANKS} ranks, {EXPERTS} experts, each token goes to {TOP_K} of them\n")
     results = xccl.spawn(play_one_rank, RANKS, args=(arguments.seed,))
     received = np.stack([counts for counts, _ in results], axis=1)
     print(picture(received))
@@ -77,9 +77,9 @@ def play_one_rank(comm: Any, seed: int) -> tuple[Any, Any]:
     return counts, y
 
 
-def factor(expert: int) -> np.float32:
+def factor(expert: int) -> float:
     """What expert number `expert` multiplies by."""
-    return np.float32(1 + expert / 8)
+    return float(1 + expert / 8)  # a Python float: numpy then multiplies float32 rows in float32
 
 
 def problem(seed: int, rank: int) -> Problem:

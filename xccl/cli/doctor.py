@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import textwrap
+from collections.abc import Callable
 from typing import Any
+
+from xccl.errors import Error
 
 SUMMARY = "explain this machine and what XCCL will use on it"
 DESCRIPTION = (
@@ -41,21 +45,28 @@ def examine(ranks: int | None = None) -> dict[str, Any]:
         from xccl.cli import facts
     except ImportError as error:
         return {"problems": [f"the native part of XCCL cannot be loaded: {error}; install the package again"]}
-    cores = facts.cores()
-    ranks = ranks or cores["usable here"]
+    ranks = ranks or len(os.sched_getaffinity(0))
     report: dict[str, Any] = {
-        "software": facts.software(),
-        "machine": facts.machine(),
-        "memory": facts.memory(),
-        "cores": cores,
-        "launcher": facts.launcher(),
-        "providers": facts.providers(),
-        "waiting": facts.waiting(ranks),
-        "settings": facts.settings(),
+        "software": _tried(facts.software),
+        "machine": _tried(facts.machine),
+        "memory": _tried(facts.memory),
+        "cores": _tried(facts.cores),
+        "launcher": _tried(facts.launcher),
+        "providers": _tried(facts.providers),
+        "waiting": _tried(facts.waiting, ranks),
+        "settings": _tried(facts.settings),
     }
     report["problems"] = _problems(report, facts.open_files_needed(ranks))
     report["advice"] = _advice(report)
     return report
+
+
+def _tried(look: Callable[..., dict[str, Any]], *subject: int) -> dict[str, Any]:
+    # A setting with a senseless value, say: one section's problem, and no reason to keep the others back.
+    try:
+        return look(*subject)
+    except Error as error:
+        return {"problem": str(error)}
 
 
 def as_text(report: dict[str, Any]) -> str:
@@ -76,8 +87,8 @@ def _problems(report: dict[str, Any], files_needed: int) -> list[str]:
     processes = report["providers"].get("posix_shm", "no: it was not built in")
     if processes != "available":
         problems.append(f"ranks in different processes cannot share memory: {processes.removeprefix('no: ')}")
-    if "problem" in report["launcher"]:
-        problems.append(report["launcher"]["problem"])
+    told = [section["problem"] for section in report.values() if "problem" in section]
+    problems += dict.fromkeys(told)  # once, though several sections may have met it
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     if hard != resource.RLIM_INFINITY and hard < files_needed:
         problems.append(
@@ -88,8 +99,8 @@ def _problems(report: dict[str, Any], files_needed: int) -> list[str]:
 
 def _advice(report: dict[str, Any]) -> list[str]:
     advice = []
-    usable, of_machine = report["cores"]["usable here"], report["cores"]["of the machine"]
-    if of_machine is not None and usable < of_machine:
+    usable, of_machine = (report["cores"].get(what) for what in ("usable here", "of the machine"))
+    if usable and of_machine and usable < of_machine:
         advice.append(
             f"this process may use {usable} of {of_machine} cores (affinity or a CPU quota): more ranks than "
             "that share them, which works but is slower"
@@ -100,17 +111,23 @@ def _advice(report: dict[str, Any]) -> list[str]:
 
 
 def _table(content: dict[str, Any]) -> list[str]:
-    """Lines "  name   value", values in one column, settings and other nested facts in lines of their own."""
+    """Lines "  name   value" in columns; a setting is told as its value, then what it means."""
     width = max((len(name) for name in content), default=0)
+    settings = [value for value in content.values() if isinstance(value, dict)]
+    value_width = max((len(_setting(value)) for value in settings), default=0)
     lines = []
     for name, value in content.items():
-        if isinstance(value, dict) and "meaning" in value:
-            changed = "" if value["value"] == value["default"] else f" (default {value['default']})"
-            value = f"{value['value']}{changed}: {value['meaning']}"
-        elif isinstance(value, dict):
-            value = ", ".join(f"{kind} {fact}" for kind, fact in value.items())
-        lines += _wrapped(f"  {name:<{width}}  ", str(value))
+        start = f"  {name:<{width}}  "
+        if isinstance(value, dict):
+            lines += _wrapped(start + f"{_setting(value):<{value_width}}  ", value["meaning"])
+        else:
+            lines += _wrapped(start, str(value))
     return lines
+
+
+def _setting(setting: dict[str, str]) -> str:
+    changed = setting["value"] != setting["default"]
+    return f"{setting['value']} (default {setting['default']})" if changed else setting["value"]
 
 
 def _wrapped(start: str, text: str) -> list[str]:

@@ -91,8 +91,9 @@ def _torchrun(environ: Environ) -> LaunchInfo | None:
 
 
 def _open_mpi(environ: Environ) -> LaunchInfo | None:
-    names = tuple(f"OMPI_COMM_WORLD_{what}" for what in ("RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE"))
-    if not _any_set(environ, *names[:2]):
+    rank_and_size = ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE")
+    names = (*rank_and_size, "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE")
+    if not _any_set(environ, *rank_and_size):
         return None
     namespace = environ.get("PMIX_NAMESPACE")
     # The namespace is made from a process id, which another container on this host may have as well.
@@ -127,10 +128,9 @@ def _slurm(environ: Environ) -> LaunchInfo | None:
 def _bare(environ: Environ) -> LaunchInfo | None:
     if not _any_set(environ, "RANK", "WORLD_SIZE"):
         return None
-    if environ.get("MASTER_PORT"):
-        known_by = (environ.get("MASTER_ADDR", ""), environ["MASTER_PORT"])
-    else:
-        known_by = (launching_process(environ, ("RANK", "WORLD_SIZE")),)
+    known_by = [environ.get("MASTER_ADDR", ""), environ.get("MASTER_PORT", "")]
+    if not known_by[1]:
+        known_by = [launching_process(environ, ("RANK", "WORLD_SIZE"))]
     return _info(
         "env", environ, "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", _job_name("env", *known_by)
     )

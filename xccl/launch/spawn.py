@@ -167,8 +167,8 @@ def _refuse_what_cannot_be_sent(fn: Callable[..., Any], args: Iterable[Any]) -> 
     remedy = (
         "move it to the top level of a .py file and import it from there, or use provider='local' (threads)"
     )
-    main = sys.modules.get("__main__")
-    if getattr(fn, "__module__", None) == "__main__" and not hasattr(main, "__file__"):
+    main_file = getattr(sys.modules.get("__main__"), "__file__", "")
+    if getattr(fn, "__module__", None) == "__main__" and not os.path.exists(main_file):
         raise InvalidArgument(
             f"spawn: new processes cannot import {name}, which this interactive session defines: {remedy}"
         )
