@@ -17,13 +17,15 @@ struct Setting {
 };
 
 [[noreturn]] void reject(const Setting& setting, const std::string& value, const char* expected) {
-  fail(Status::InvalidArgument, "environment variable ", setting.name, "=\"", value, "\": expected ", expected);
+  fail(Status::InvalidArgument, "environment variable ", setting.name, "=\"", value, "\": expected ",
+       expected);
 }
 
 double number(const Setting& setting, const std::string& value, double lowest, const char* expected) {
   char* end = nullptr;
   const double parsed = std::strtod(value.c_str(), &end);
-  if (end == value.c_str() || *end != '\0' || !std::isfinite(parsed) || parsed < lowest) reject(setting, value, expected);
+  if (end == value.c_str() || *end != '\0' || !std::isfinite(parsed) || parsed < lowest)
+    reject(setting, value, expected);
   return parsed;
 }
 
@@ -37,8 +39,14 @@ uint64_t bytes(const Setting& setting, const std::string& value) {
   char* end = nullptr;
   const double parsed = std::strtod(value.c_str(), &end);
   const std::string unit = end;
-  const double scale = unit.empty() ? 1 : unit == "K" ? 1024.0 : unit == "M" ? 1048576.0 : unit == "G" ? 1073741824.0 : unit == "T" ? 1099511627776.0 : 0;
-  if (end == value.c_str() || scale == 0 || !(parsed >= 0 && parsed * scale < 9e18)) reject(setting, value, "a number of bytes, with K, M, G or T if you like");
+  const double scale = unit.empty()  ? 1
+                       : unit == "K" ? 1024.0
+                       : unit == "M" ? 1048576.0
+                       : unit == "G" ? 1073741824.0
+                       : unit == "T" ? 1099511627776.0
+                                     : 0;
+  if (end == value.c_str() || scale == 0 || !(parsed >= 0 && parsed * scale < 9e18))
+    reject(setting, value, "a number of bytes, with K, M, G or T if you like");
   return static_cast<uint64_t>(parsed * scale);
 }
 
@@ -49,13 +57,21 @@ const std::vector<Setting>& settings() {
       {"XCCL_DIRECT", "1", "0: move everything by put, get and signal, as on memory the host cannot address",
        [](Config& c, const Setting& s, const std::string& v) { c.direct = flag(s, v); }},
       {"XCCL_TIMEOUT", "30", "default deadline of a call, in seconds",
-       [](Config& c, const Setting& s, const std::string& v) { c.timeout = number(s, v, 1e-3, "seconds, at least 0.001"); }},
+       [](Config& c, const Setting& s, const std::string& v) {
+         c.timeout = number(s, v, 1e-3, "seconds, at least 0.001");
+       }},
       {"XCCL_STARTUP_TIMEOUT", "120", "deadline for all ranks to meet, in seconds",
-       [](Config& c, const Setting& s, const std::string& v) { c.startup_timeout = number(s, v, 1e-3, "seconds, at least 0.001"); }},
-      {"XCCL_ADDRESS_SPACE", "0", "address space reserved per rank, e.g. 64G; 0: chosen from the machine's memory",
+       [](Config& c, const Setting& s, const std::string& v) {
+         c.startup_timeout = number(s, v, 1e-3, "seconds, at least 0.001");
+       }},
+      {"XCCL_ADDRESS_SPACE", "0",
+       "address space reserved per rank, e.g. 64G; 0: chosen from the machine's memory",
        [](Config& c, const Setting& s, const std::string& v) { c.address_space = bytes(s, v); }},
-      {"XCCL_SPIN_US", "-1", "how long a wait spins before it yields, in microseconds; -1: chosen from cores and ranks",
-       [](Config& c, const Setting& s, const std::string& v) { c.spin_us = static_cast<int64_t>(number(s, v, -1, "-1 or microseconds")); }},
+      {"XCCL_SPIN_US", "-1",
+       "how long a wait spins before it yields, in microseconds; -1: chosen from cores and ranks",
+       [](Config& c, const Setting& s, const std::string& v) {
+         c.spin_us = static_cast<int64_t>(number(s, v, -1, "-1 or microseconds"));
+       }},
       {"XCCL_HUGE_PAGES", "1", "0: do not ask the kernel for huge pages",
        [](Config& c, const Setting& s, const std::string& v) { c.huge_pages = flag(s, v); }},
       {"XCCL_KERNELS", "auto", "instruction set of the row kernels: auto, generic, avx2 or avx512",
@@ -77,7 +93,8 @@ std::vector<ConfigEntry> config_table() {
   std::vector<ConfigEntry> out;
   for (const Setting& setting : settings()) {
     const char* value = std::getenv(setting.name);
-    out.push_back({setting.name, value && *value ? value : setting.default_value, setting.default_value, setting.doc});
+    out.push_back(
+        {setting.name, value && *value ? value : setting.default_value, setting.default_value, setting.doc});
   }
   return out;
 }

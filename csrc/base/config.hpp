@@ -11,11 +11,11 @@ namespace xccl {
 
 struct Config {
   std::string provider = "posix_shm";
-  bool direct = true;             // false: everything goes through put, get and signal
-  double timeout = 30.0;          // seconds; default deadline of a call
+  bool direct = true;              // false: everything goes through put, get and signal
+  double timeout = 30.0;           // seconds; default deadline of a call
   double startup_timeout = 120.0;  // seconds; deadline of init
-  uint64_t address_space = 0;     // bytes reserved per rank; 0: chosen from the memory of the machine
-  int64_t spin_us = -1;           // how long a wait spins; -1: chosen from cores and ranks
+  uint64_t address_space = 0;      // bytes reserved per rank; 0: chosen from the memory of the machine
+  int64_t spin_us = -1;            // how long a wait spins; -1: chosen from cores and ranks
   bool huge_pages = true;
   std::string kernels = "auto";
 

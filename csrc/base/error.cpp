@@ -14,12 +14,14 @@ Error& Error::during(const char* op_name, uint64_t number, const char* phase_nam
   op = op_name;
   seq = number;
   phase = phase_name;
-  full_ = phase.empty() ? text(op, " #", seq, ": ", message) : text(op, " #", seq, ", ", phase, ": ", message);
+  full_ =
+      phase.empty() ? text(op, " #", seq, ": ", message) : text(op, " #", seq, ", ", phase, ": ", message);
   return *this;
 }
 
 void fail_errno(const char* what, int error_number) {
-  const Status status = error_number == ENOMEM || error_number == ENOSPC ? Status::OutOfMemory : Status::Failure;
+  const Status status =
+      error_number == ENOMEM || error_number == ENOSPC ? Status::OutOfMemory : Status::Failure;
   fail(status, what, ": ", std::strerror(error_number));
 }
 

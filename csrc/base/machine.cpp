@@ -100,7 +100,8 @@ std::optional<Mount> cgroup_mount(std::string_view controller) {
     Mount mount;
     before >> skip >> skip >> skip >> mount.root >> mount.point;
     after >> type >> skip >> options;
-    const bool found = controller.empty() ? type == "cgroup2" : type == "cgroup" && has_item(options, controller);
+    const bool found =
+        controller.empty() ? type == "cgroup2" : type == "cgroup" && has_item(options, controller);
     if (found) return mount;
   }
   return std::nullopt;
@@ -144,7 +145,8 @@ int cores_in_affinity_mask() {
 }
 
 int cores_of_quota(uint64_t quota_us, uint64_t period_us) {
-  if (quota_us == kUnlimited || period_us == kUnlimited || period_us == 0) return std::numeric_limits<int>::max();
+  if (quota_us == kUnlimited || period_us == kUnlimited || period_us == 0)
+    return std::numeric_limits<int>::max();
   const uint64_t cores = (quota_us + period_us - 1) / period_us;
   return static_cast<int>(std::clamp<uint64_t>(cores, 1, 1 << 20));
 }
@@ -179,7 +181,8 @@ void lower_to_cgroup(MemoryHeadroom& headroom, const std::string& folder, uint64
 
 void lower_to_cgroups(MemoryHeadroom& headroom) {
   for (const std::string& folder : cgroup_folders("")) {
-    lower_to_cgroup(headroom, folder, read_number(folder + "/memory.max"), read_number(folder + "/memory.current"),
+    lower_to_cgroup(headroom, folder, read_number(folder + "/memory.max"),
+                    read_number(folder + "/memory.current"),
                     read_field(folder + "/memory.stat", "inactive_file", 0));
   }
   for (const std::string& folder : cgroup_folders("memory")) {
@@ -270,7 +273,8 @@ int usable_cores() {
 MemoryHeadroom memory_headroom() {
   MemoryHeadroom headroom{kUnlimited, "nothing that the kernel tells"};
   const uint64_t available = meminfo_bytes("MemAvailable:");
-  lower_to(headroom, available, "memory of the machine: " + mib(physical_memory()) + ", " + mib(available) + " available");
+  lower_to(headroom, available,
+           "memory of the machine: " + mib(physical_memory()) + ", " + mib(available) + " available");
   lower_to_commit_limit(headroom);
   lower_to_cgroups(headroom);
   return headroom;

@@ -2,11 +2,11 @@
 // when a job starts. Made by memory/ and group/liveness, carried by group/bootstrap.
 #pragma once
 
+#include <unistd.h>
+
 #include <string>
 #include <utility>
 #include <vector>
-
-#include <unistd.h>
 
 namespace xccl {
 

@@ -6,16 +6,16 @@
 namespace xccl {
 
 // name, what it means
-#define XCCL_STATUS_LIST(X)                                                                  \
-  X(Ok, "success")                                                                           \
-  X(Failure, "the operating system or the library itself failed")                            \
-  X(InvalidArgument, "an argument is wrong; nothing was sent and nothing changed")           \
-  X(Mismatch, "ranks called the same operation with arguments that disagree")                \
-  X(Timeout, "the deadline passed; the ranks named are alive but late")                      \
-  X(PeerLost, "a rank died")                                                                 \
-  X(PeerFailed, "a rank raised an error and told the others")                                \
-  X(Truncated, "a message is larger than the array that should receive it")                  \
-  X(OutOfMemory, "memory cannot be had; nothing was overcommitted")                          \
+#define XCCL_STATUS_LIST(X)                                                        \
+  X(Ok, "success")                                                                 \
+  X(Failure, "the operating system or the library itself failed")                  \
+  X(InvalidArgument, "an argument is wrong; nothing was sent and nothing changed") \
+  X(Mismatch, "ranks called the same operation with arguments that disagree")      \
+  X(Timeout, "the deadline passed; the ranks named are alive but late")            \
+  X(PeerLost, "a rank died")                                                       \
+  X(PeerFailed, "a rank raised an error and told the others")                      \
+  X(Truncated, "a message is larger than the array that should receive it")        \
+  X(OutOfMemory, "memory cannot be had; nothing was overcommitted")                \
   X(Closed, "the object, or a rank it needs, has been closed")
 
 enum class Status : int {

@@ -7,8 +7,8 @@ namespace xccl {
 // Set by a test before its ranks start; called with the name of the step.
 extern void (*test_point_hook)(const char* name);
 }  // namespace xccl
-#define XCCL_TEST_POINT(name) \
-  do {                        \
+#define XCCL_TEST_POINT(name)                                   \
+  do {                                                          \
     if (::xccl::test_point_hook) ::xccl::test_point_hook(name); \
   } while (false)
 #else

@@ -25,12 +25,15 @@ void check_agreement(Communicator& comm, uint64_t seq, uint64_t bytes) {
     other = theirs;
   }
   if (differ.empty()) return;
-  throw Error(Status::Mismatch, text("rank ", comm.rank(), " gives ", bytes, " bytes, ", rank_list(differ), differ.size() == 1 ? " gives " : " give (the last) ", other),
+  throw Error(Status::Mismatch,
+              text("rank ", comm.rank(), " gives ", bytes, " bytes, ", rank_list(differ),
+                   differ.size() == 1 ? " gives " : " give (the last) ", other),
               differ);
 }
 
 // One round: `bytes` from every rank, at `offset` of each share of `total` bytes.
-void round(Communicator& comm, Operation& op, const std::byte* mine, std::byte* all, uint64_t total, uint64_t offset, uint64_t bytes) {
+void round(Communicator& comm, Operation& op, const std::byte* mine, std::byte* all, uint64_t total,
+           uint64_t offset, uint64_t bytes) {
   const uint64_t seq = comm.collective_seq() + 1;
   op.phase("publishing");
   if (bytes) {

@@ -16,7 +16,8 @@ void barrier(Communicator& comm, double timeout) {
       const int to = (rank + (1 << round)) % size;
       const int from = (rank - (1 << round) % size + size) % size;
       comm.group().signal(to, comm.barrier_word(to, round), op.seq);
-      const auto* word = reinterpret_cast<std::atomic<uint64_t>*>(comm.group().own + comm.barrier_word(rank, round));
+      const auto* word =
+          reinterpret_cast<std::atomic<uint64_t>*>(comm.group().own + comm.barrier_word(rank, round));
       // seq_cst: acquires what the others did before the barrier, and is step B of doorbell.hpp.
       const auto ready = [&] { return word->load(std::memory_order_seq_cst) >= op.seq; };
       // Who is late is not who is waited for, but whoever has not reached this barrier.

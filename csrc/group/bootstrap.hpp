@@ -15,7 +15,9 @@ namespace xccl {
 // Every rank's parcel, in rank order. All parcels carry the same number of descriptors.
 // Errors: Timeout naming the ranks that did not arrive, PeerLost naming one that died meanwhile, Mismatch when
 // ranks disagree about the size of the job or the version of XCCL, InvalidArgument when the job's name is taken.
-std::vector<Parcel> bootstrap_unix(const JobSpec& spec, Parcel mine, const Deadline& deadline);   // processes of a host
-std::vector<Parcel> bootstrap_local(const JobSpec& spec, Parcel mine, const Deadline& deadline);  // threads of a process
+std::vector<Parcel> bootstrap_unix(const JobSpec& spec, Parcel mine,
+                                   const Deadline& deadline);  // processes of a host
+std::vector<Parcel> bootstrap_local(const JobSpec& spec, Parcel mine,
+                                    const Deadline& deadline);  // threads of a process
 
 }  // namespace xccl

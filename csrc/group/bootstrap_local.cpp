@@ -36,9 +36,11 @@ std::vector<Parcel> bootstrap_local(const JobSpec& spec, Parcel mine, const Dead
   }
   const std::shared_ptr<Meeting> meeting = entry;
   if (meeting->size != spec.size)
-    fail(Status::Mismatch, "job \"", spec.job, "\" was started with ", meeting->size, " ranks, rank ", spec.rank, " says ", spec.size);
+    fail(Status::Mismatch, "job \"", spec.job, "\" was started with ", meeting->size, " ranks, rank ",
+         spec.rank, " says ", spec.size);
   if (!meeting->arrived.emplace(spec.rank, mine.bytes).second)
-    fail(Status::InvalidArgument, "job \"", spec.job, "\" already has a rank ", spec.rank, "; give each job its own name");
+    fail(Status::InvalidArgument, "job \"", spec.job, "\" already has a rank ", spec.rank,
+         "; give each job its own name");
   // The last to arrive takes the meeting off the table, so that the name can be used again.
   if (meeting->complete()) meetings().erase(spec.job);
   meeting->changed.notify_all();
@@ -66,7 +68,10 @@ std::vector<Parcel> bootstrap_local(const JobSpec& spec, Parcel mine, const Dead
     for (int rank = 0; rank < spec.size; ++rank)
       if (!meeting->arrived.count(rank)) missing.push_back(rank);
     leave();
-    throw Error(Status::Timeout, text(rank_list(missing), " of job \"", spec.job, "\" did not arrive within ", deadline.seconds(), " s"), missing);
+    throw Error(Status::Timeout,
+                text(rank_list(missing), " of job \"", spec.job, "\" did not arrive within ",
+                     deadline.seconds(), " s"),
+                missing);
   }
   std::vector<Parcel> parcels(static_cast<size_t>(spec.size));
   for (auto& [rank, bytes] : meeting->arrived) parcels[static_cast<size_t>(rank)].bytes = bytes;

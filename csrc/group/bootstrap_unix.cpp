@@ -4,14 +4,14 @@
 //   rank r > 0 -> rank 0   hello    its rank, the size it believes in, its parcel
 //   rank 0 -> rank r       parcels  several messages: at most 253 descriptors fit in one
 //   rank 0 -> rank r       error    instead: what went wrong, in rank 0's words
+#include <poll.h>
+#include <sys/resource.h>
+
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <ctime>
 #include <map>
-
-#include <poll.h>
-#include <sys/resource.h>
 
 #include "base/error.hpp"
 #include "group/bootstrap.hpp"
@@ -57,7 +57,8 @@ class Reader {
 
  private:
   void need(size_t count) const {
-    if (count > bytes_.size() - at_) fail(Status::Failure, "a malformed message arrived while the job was starting");
+    if (count > bytes_.size() - at_)
+      fail(Status::Failure, "a malformed message arrived while the job was starting");
   }
   const std::string& bytes_;
   size_t at_ = 0;
@@ -70,15 +71,18 @@ void append(std::string& out, const T& value) {
 
 Head take_head(Reader& reader) {
   const Head head = reader.take<Head>();
-  if (head.magic != socket_magic) fail(Status::Failure, "something that is not XCCL speaks under this job's name");
+  if (head.magic != socket_magic)
+    fail(Status::Failure, "something that is not XCCL speaks under this job's name");
   if (head.version != layout_version)
-    fail(Status::Mismatch, "a rank runs another version of XCCL: its memory layout is version ", head.version, ", ours is ", layout_version);
+    fail(Status::Mismatch, "a rank runs another version of XCCL: its memory layout is version ", head.version,
+         ", ours is ", layout_version);
   return head;
 }
 
 std::string pack(Kind kind, int rank, int size, const Parcel* parcels, uint32_t count) {
   std::string out;
-  append(out, Head{socket_magic, layout_version, kind, rank, size, count, count ? static_cast<uint32_t>(parcels[0].fds.size()) : 0});
+  append(out, Head{socket_magic, layout_version, kind, rank, size, count,
+                   count ? static_cast<uint32_t>(parcels[0].fds.size()) : 0});
   for (uint32_t i = 0; i < count; ++i) {
     append(out, static_cast<uint32_t>(parcels[i].bytes.size()));
     out += parcels[i].bytes;
@@ -88,12 +92,15 @@ std::string pack(Kind kind, int rank, int size, const Parcel* parcels, uint32_t 
 
 void unpack(const Head& head, Reader& reader, Message& message, Parcel* parcels) {
   if (message.fds.size() != size_t{head.count} * head.fds_each)
-    fail(Status::Failure, "descriptors are missing from a message; raise the limit of open files (ulimit -n)");
+    fail(Status::Failure,
+         "descriptors are missing from a message; raise the limit of open files (ulimit -n)");
   for (uint32_t i = 0; i < head.count; ++i) {
     const auto bytes = reader.take<uint32_t>();
-    if (bytes > max_parcel_bytes) fail(Status::Failure, "a malformed message arrived while the job was starting");
+    if (bytes > max_parcel_bytes)
+      fail(Status::Failure, "a malformed message arrived while the job was starting");
     parcels[i].bytes = reader.take_bytes(bytes);
-    for (uint32_t f = 0; f < head.fds_each; ++f) parcels[i].fds.push_back(std::move(message.fds[i * head.fds_each + f]));
+    for (uint32_t f = 0; f < head.fds_each; ++f)
+      parcels[i].fds.push_back(std::move(message.fds[i * head.fds_each + f]));
   }
 }
 
@@ -111,17 +118,20 @@ void allow_open_files(int size) {
   const rlim_t needed = 256 + 4 * static_cast<rlim_t>(size);
   if (limit.rlim_cur >= needed) return;
   if (limit.rlim_max < needed)
-    fail(Status::Failure, size, " ranks need about ", needed, " open files each and the hard limit is ", limit.rlim_max, "; raise it (ulimit -Hn)");
+    fail(Status::Failure, size, " ranks need about ", needed, " open files each and the hard limit is ",
+         limit.rlim_max, "; raise it (ulimit -Hn)");
   limit.rlim_cur = needed;
   setrlimit(RLIMIT_NOFILE, &limit);
 }
 
 class Host {  // rank 0
  public:
-  Host(const JobSpec& spec, const std::string& name, Parcel mine) : spec_(spec), parcels_(static_cast<size_t>(spec.size)) {
+  Host(const JobSpec& spec, const std::string& name, Parcel mine)
+      : spec_(spec), parcels_(static_cast<size_t>(spec.size)) {
     auto listener = unix_listen(name, spec.size + 16);
     if (!listener)
-      fail(Status::InvalidArgument, "a job named \"", spec.job, "\" is starting on this host already; give each job its own name (job=, XCCL_JOB)");
+      fail(Status::InvalidArgument, "a job named \"", spec.job,
+           "\" is starting on this host already; give each job its own name (job=, XCCL_JOB)");
     listener_ = std::move(*listener);
     parcels_[0] = std::move(mine);
   }
@@ -146,7 +156,9 @@ class Host {  // rank 0
         if (readable(socket)) greet(socket);
       std::erase_if(strangers_, [](const Fd& socket) { return !socket; });
       for (auto& [rank, socket] : members_)
-        if (readable(socket)) throw Error(Status::PeerLost, text("rank ", rank, " ended while job \"", spec_.job, "\" was starting"), {rank});
+        if (readable(socket))
+          throw Error(Status::PeerLost,
+                      text("rank ", rank, " ended while job \"", spec_.job, "\" was starting"), {rank});
       if (interrupt_check) interrupt_check();
       if (deadline.passed()) throw Error(Status::Timeout, late_text(deadline), missing());
     }
@@ -158,8 +170,11 @@ class Host {  // rank 0
     for (auto& [rank, socket] : members_)
       for (size_t first = 0; first < size; first += batch) {
         const auto count = static_cast<uint32_t>(std::min(batch, size - first));
-        if (!unix_send(socket, pack(Kind::parcels, static_cast<int>(first), spec_.size, &parcels_[first], count), descriptors(&parcels_[first], count), deadline))
-          throw Error(Status::PeerLost, text("rank ", rank, " ended while job \"", spec_.job, "\" was starting"), {rank});
+        if (!unix_send(socket,
+                       pack(Kind::parcels, static_cast<int>(first), spec_.size, &parcels_[first], count),
+                       descriptors(&parcels_[first], count), deadline))
+          throw Error(Status::PeerLost,
+                      text("rank ", rank, " ended while job \"", spec_.job, "\" was starting"), {rank});
       }
   }
 
@@ -173,12 +188,17 @@ class Host {  // rank 0
     try {
       Reader reader(message.bytes);
       const Head head = take_head(reader);
-      if (head.kind != Kind::hello || head.rank < 1 || head.count != 1 || head.fds_each != parcels_[0].fds.size())
+      if (head.kind != Kind::hello || head.rank < 1 || head.count != 1 ||
+          head.fds_each != parcels_[0].fds.size())
         fail(Status::Failure, "a malformed message arrived while the job was starting");
       if (head.size != spec_.size)
-        throw Error(Status::Mismatch, text("job \"", spec_.job, "\": rank 0 says ", spec_.size, " ranks, rank ", head.rank, " says ", head.size), {head.rank});
+        throw Error(Status::Mismatch,
+                    text("job \"", spec_.job, "\": rank 0 says ", spec_.size, " ranks, rank ", head.rank,
+                         " says ", head.size),
+                    {head.rank});
       if (head.rank >= spec_.size || members_.count(head.rank))
-        fail(Status::InvalidArgument, "job \"", spec_.job, "\" already has a rank ", head.rank, "; are two jobs using one name?");
+        fail(Status::InvalidArgument, "job \"", spec_.job, "\" already has a rank ", head.rank,
+             "; are two jobs using one name?");
       unpack(head, reader, message, &parcels_[static_cast<size_t>(head.rank)]);
       members_[head.rank] = std::move(socket);
     } catch (const Error& error) {
@@ -218,13 +238,13 @@ class Host {  // rank 0
   }
 
   std::string late_text(const Deadline& deadline) const {
-    return text(rank_list(missing()), " of ", spec_.size, " did not arrive within ", deadline.seconds(), " s (job \"", spec_.job,
-                "\"); were they started, on this host, with this job name?");
+    return text(rank_list(missing()), " of ", spec_.size, " did not arrive within ", deadline.seconds(),
+                " s (job \"", spec_.job, "\"); were they started, on this host, with this job name?");
   }
 
   JobSpec spec_;
   Fd listener_;
-  std::vector<Fd> strangers_;   // connected, not yet greeted
+  std::vector<Fd> strangers_;  // connected, not yet greeted
   std::map<int, Fd> members_;
   std::vector<Parcel> parcels_;
 };
@@ -234,8 +254,10 @@ Fd find_host(const JobSpec& spec, const std::string& name, const Deadline& deadl
     if (auto socket = unix_connect(name)) return std::move(*socket);
     if (interrupt_check) interrupt_check();
     if (deadline.passed())
-      throw Error(Status::Timeout, text("rank 0 of job \"", spec.job, "\" did not appear within ", deadline.seconds(),
-                                        " s; was it started, on this host, by this user, with this job name?"), {0});
+      throw Error(Status::Timeout,
+                  text("rank 0 of job \"", spec.job, "\" did not appear within ", deadline.seconds(),
+                       " s; was it started, on this host, by this user, with this job name?"),
+                  {0});
     const timespec pause{0, pause_ns};
     nanosleep(&pause, nullptr);
   }
@@ -245,11 +267,14 @@ Fd find_host(const JobSpec& spec, const std::string& name, const Deadline& deadl
   const auto count = reader.take<uint32_t>();
   std::vector<int> ranks;
   for (uint32_t i = 0; i < count && i < 65536; ++i) ranks.push_back(reader.take<int>());
-  const auto status = head.rank > 0 && head.rank <= static_cast<int>(Status::Closed) ? static_cast<Status>(head.rank) : Status::Failure;
+  const auto status = head.rank > 0 && head.rank <= static_cast<int>(Status::Closed)
+                          ? static_cast<Status>(head.rank)
+                          : Status::Failure;
   throw Error(status, reader.rest(), ranks);
 }
 
-std::vector<Parcel> visit(const JobSpec& spec, const std::string& name, Parcel mine, const Deadline& deadline) {
+std::vector<Parcel> visit(const JobSpec& spec, const std::string& name, Parcel mine,
+                          const Deadline& deadline) {
   const Fd host = find_host(spec, name, deadline);
   // Rank 0 knows who is missing and says so when its deadline, which is ours, passes: leave it a moment.
   const Deadline patience(static_cast<double>(deadline.remaining_ns()) * 1e-9 + 2.0);
@@ -258,13 +283,17 @@ std::vector<Parcel> visit(const JobSpec& spec, const std::string& name, Parcel m
   std::vector<Parcel> parcels(static_cast<size_t>(spec.size));
   for (int have = 0; have < spec.size;) {
     if (!unix_wait(host.get(), POLLIN, patience))
-      throw Error(Status::Timeout, text("rank 0 of job \"", spec.job, "\" did not answer within ", deadline.seconds(), " s"), {0});
+      throw Error(Status::Timeout,
+                  text("rank 0 of job \"", spec.job, "\" did not answer within ", deadline.seconds(), " s"),
+                  {0});
     Message message = unix_receive(host);
-    if (message.bytes.empty()) throw Error(Status::PeerLost, text("rank 0 ended while job \"", spec.job, "\" was starting"), {0});
+    if (message.bytes.empty())
+      throw Error(Status::PeerLost, text("rank 0 ended while job \"", spec.job, "\" was starting"), {0});
     Reader reader(message.bytes);
     const Head head = take_head(reader);
     if (head.kind == Kind::error) rethrow_from_host(head, reader);
-    if (head.kind != Kind::parcels || head.rank != have || head.count == 0 || head.count > static_cast<uint32_t>(spec.size - have))
+    if (head.kind != Kind::parcels || head.rank != have || head.count == 0 ||
+        head.count > static_cast<uint32_t>(spec.size - have))
       fail(Status::Failure, "a malformed message arrived while the job was starting");
     unpack(head, reader, message, &parcels[static_cast<size_t>(have)]);
     have += static_cast<int>(head.count);

@@ -47,11 +47,14 @@ void Communicator::prepare(const std::vector<int>& members) {
   board_offset_ = world_->allocate_lines(Board::bytes(static_cast<int>(members.size())));
   barrier_offset_ = world_->allocate_lines(most_barrier_rounds * cache_line);
   scratch_ = world_->provider().allocate(scratch_bytes);
-  for (uint64_t turn = 0; turn < 2; ++turn) scratch_slots_[turn] = HighWater(world_->provider(), scratch_, turn * scratch_slot_bytes, scratch_slot_bytes);
+  for (uint64_t turn = 0; turn < 2; ++turn)
+    scratch_slots_[turn] =
+        HighWater(world_->provider(), scratch_, turn * scratch_slot_bytes, scratch_slot_bytes);
 }
 
 uint64_t Communicator::control_bytes(int ranks) {
-  return round_up(peer_flag_offset(ranks), cache_line) + Board::bytes(ranks) + most_barrier_rounds * cache_line;
+  return round_up(peer_flag_offset(ranks), cache_line) + Board::bytes(ranks) +
+         most_barrier_rounds * cache_line;
 }
 
 Communicator::Card Communicator::card() const { return {board_offset_, barrier_offset_, scratch_.key}; }
@@ -67,7 +70,8 @@ void Communicator::connect(const std::vector<Card>& cards) {
     const Card& card = cards[member];
     const uint64_t segment = group_.controls.back().bytes;
     const bool aligned = card.board_offset % cache_line == 0 && card.barrier_offset % cache_line == 0;
-    if (!aligned || card.board_offset > segment - Board::bytes(size()) || card.barrier_offset > segment - most_barrier_rounds * cache_line)
+    if (!aligned || card.board_offset > segment - Board::bytes(size()) ||
+        card.barrier_offset > segment - most_barrier_rounds * cache_line)
       fail(Status::Failure, "rank ", members_[member], " sent a malformed card");
     board_offsets.push_back(card.board_offset);
     barrier_offsets_.push_back(card.barrier_offset);
@@ -84,13 +88,15 @@ uint64_t Communicator::barrier_word(int member, int round) const {
 
 const RemoteRegion& Communicator::peer_scratch(int member) {
   auto& region = peer_scratch_[static_cast<size_t>(member)];
-  if (!region) region = world_->provider().attach(world_rank(member), scratch_keys_[static_cast<size_t>(member)]);
+  if (!region)
+    region = world_->provider().attach(world_rank(member), scratch_keys_[static_cast<size_t>(member)]);
   return *region;
 }
 
 Communicator::Entry::Entry(Communicator& comm, const char* op) : comm_(comm) {
   if (comm.busy_.test_and_set(std::memory_order_acquire))
-    fail(Status::InvalidArgument, op, ": another thread is inside a call on this communicator; use one communicator per thread");
+    fail(Status::InvalidArgument, op,
+         ": another thread is inside a call on this communicator; use one communicator per thread");
   try {
     comm.require_usable();
   } catch (...) {
@@ -100,11 +106,14 @@ Communicator::Entry::Entry(Communicator& comm, const char* op) : comm_(comm) {
 }
 
 void Communicator::require_usable() const {
-  if (world_->forked()) fail(Status::Closed, "this process is a fork of rank ", world_->rank(), " and cannot use its communicator; call xccl.init() in the child");
+  if (world_->forked())
+    fail(Status::Closed, "this process is a fork of rank ", world_->rank(),
+         " and cannot use its communicator; call xccl.init() in the child");
   if (closed_) fail(Status::Closed, "the communicator is closed");
   if (!broken_) return;
   Error again(broken_->status, text("the communicator has failed before: ", broken_->what()), broken_->ranks);
-  throw again.during(broken_->op.empty() ? "abort" : broken_->op.c_str(), broken_->seq, broken_->phase.c_str());
+  throw again.during(broken_->op.empty() ? "abort" : broken_->op.c_str(), broken_->seq,
+                     broken_->phase.c_str());
 }
 
 void Communicator::begin(const Operation& op) {
@@ -127,7 +136,9 @@ void Communicator::end(const Error& cause) {
   broken_ = cause;
   // A death, or a failure elsewhere, is known to everybody from its source; and who disagrees with one rank
   // sees it in that rank's own record. Anything else only this rank knows.
-  if (cause.status != Status::PeerLost && cause.status != Status::PeerFailed && cause.status != Status::Mismatch) world_->announce_failure(cause.what());
+  if (cause.status != Status::PeerLost && cause.status != Status::PeerFailed &&
+      cause.status != Status::Mismatch)
+    world_->announce_failure(cause.what());
 }
 
 void Communicator::abort(const std::string& reason) {
@@ -147,9 +158,11 @@ void Communicator::raise_if_member_down() {
     if (world_->flag(rank) == PeerFlag::dead) dead.push_back(rank);
     if (world_->flag(rank) == PeerFlag::failed) failed.push_back(rank);
   }
-  if (!dead.empty()) throw Error(Status::PeerLost, text(rank_list(dead), dead.size() == 1 ? " has died" : " have died"), dead);
+  if (!dead.empty())
+    throw Error(Status::PeerLost, text(rank_list(dead), dead.size() == 1 ? " has died" : " have died"), dead);
   if (!failed.empty())
-    throw Error(Status::PeerFailed, text(rank_list(failed), " failed: ", world_->failure_text(failed[0])), failed);
+    throw Error(Status::PeerFailed, text(rank_list(failed), " failed: ", world_->failure_text(failed[0])),
+                failed);
 }
 
 void Communicator::keep(int for_rank, bool (*ready)(void*), void* context) {
@@ -157,7 +170,8 @@ void Communicator::keep(int for_rank, bool (*ready)(void*), void* context) {
   world_->hear();
   world_->look();
   if (for_rank >= 0 && world_->state(for_rank) == RankState::closed && !ready(context))
-    throw Error(Status::Closed, text("rank ", for_rank, " has closed its communicator and will not take part"), {for_rank});
+    throw Error(Status::Closed,
+                text("rank ", for_rank, " has closed its communicator and will not take part"), {for_rank});
   // What a dead rank published before it died still counts: the caller may need no more than that.
   if (!ready(context)) raise_if_member_down();
 }
@@ -198,7 +212,8 @@ void Communicator::retire(uint64_t id, uint64_t lines_offset, uint64_t lines_byt
 
 void Communicator::free_retired(uint64_t all_closed_before) {
   const std::lock_guard lock(objects_mutex_);
-  for (auto entry = retired_.begin(); entry != retired_.end() && entry->first < all_closed_before; entry = retired_.erase(entry))
+  for (auto entry = retired_.begin(); entry != retired_.end() && entry->first < all_closed_before;
+       entry = retired_.erase(entry))
     world_->free_lines(entry->second.offset, entry->second.bytes);
 }
 
@@ -208,9 +223,14 @@ void Communicator::raise_timeout(const Operation& op, const std::vector<bool>& d
   for (int member = 0; member < size(); ++member) {
     if (done[static_cast<size_t>(member)]) continue;
     late.push_back(world_rank(member));
-    if (late.size() <= 4) details += text(details.empty() ? "" : "; ", "rank ", world_rank(member), ": ", world_->whereabouts(world_rank(member)));
+    if (late.size() <= 4)
+      details += text(details.empty() ? "" : "; ", "rank ", world_rank(member), ": ",
+                      world_->whereabouts(world_rank(member)));
   }
-  throw Error(Status::Timeout, text("no answer from ", rank_list(late), " within ", op.deadline.seconds(), " s (", details, ")"), late);
+  throw Error(
+      Status::Timeout,
+      text("no answer from ", rank_list(late), " within ", op.deadline.seconds(), " s (", details, ")"),
+      late);
 }
 
 void Communicator::close() {
@@ -222,7 +242,8 @@ void Communicator::close() {
     const Deadline deadline(timeout());
     for (int member = 0; member < size(); ++member) {
       const auto gone = [&] {
-        return member == rank() || board_->passed(member, collective_seq_) || world_->flag(world_rank(member)) != PeerFlag::fine ||
+        return member == rank() || board_->passed(member, collective_seq_) ||
+               world_->flag(world_rank(member)) != PeerFlag::fine ||
                world_->state(world_rank(member)) != RankState::running;
       };
       world_->drain(gone, deadline);

@@ -39,7 +39,8 @@ class Operation {
 
  private:
   friend class Communicator;
-  Operation(const char* name, uint64_t seq, const Deadline& deadline) : name(name), seq(seq), deadline(deadline) {}
+  Operation(const char* name, uint64_t seq, const Deadline& deadline)
+      : name(name), seq(seq), deadline(deadline) {}
   const char* phase_ = "checking";
   bool published_ = false;
 };
@@ -101,7 +102,8 @@ class Communicator : public Vigil {
   // Waits until ready() holds; `member` makes it so. `done` tells, for the message, who has done its part.
   template <class Ready, class Done>
   void await(Operation& op, int member, Ready ready, Done done) {
-    if (!world_->waiter().until(ready, world_rank(member), op.deadline, *this)) raise_timeout(op, std::vector<bool>(collect(done)));
+    if (!world_->waiter().until(ready, world_rank(member), op.deadline, *this))
+      raise_timeout(op, std::vector<bool>(collect(done)));
   }
 
   // Waits until ready(member) holds, a word in the member's memory that nobody wakes this rank for: looks again and
@@ -113,7 +115,8 @@ class Communicator : public Vigil {
   }
   // Neither closed nor dead, as far as it shows.
   bool running(int member) {
-    return world_->flag(world_rank(member)) == PeerFlag::fine && world_->state(world_rank(member)) == RankState::running;
+    return world_->flag(world_rank(member)) == PeerFlag::fine &&
+           world_->state(world_rank(member)) == RankState::running;
   }
 
   // --- Objects made collectively on this communicator (moe/), numbered alike on all members ---
@@ -125,7 +128,9 @@ class Communicator : public Vigil {
   void free_retired(uint64_t all_closed_before);
 
   // Whether the member shows that it is, or has been, in this very operation: for messages about late ranks.
-  bool reached(int member, const Operation& op) { return world_->reached(world_rank(member), op.name, op.seq); }
+  bool reached(int member, const Operation& op) {
+    return world_->reached(world_rank(member), op.name, op.seq);
+  }
 
   // Tells everybody that this rank gives up, for the reason given; the communicator refuses further use.
   void abort(const std::string& reason);

@@ -1,9 +1,9 @@
 #include "group/liveness.hpp"
 
-#include <cerrno>
-
 #include <poll.h>
 #include <sys/syscall.h>
+
+#include <cerrno>
 
 #include "base/error.hpp"
 

@@ -1,14 +1,14 @@
 #include "group/unix_socket.hpp"
 
+#include <poll.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+
 #include <algorithm>
 #include <cerrno>
 #include <cstddef>
 #include <cstring>
 #include <ctime>
-
-#include <poll.h>
-#include <sys/socket.h>
-#include <sys/un.h>
 
 #include "base/error.hpp"
 #include "sync/wait.hpp"
@@ -62,14 +62,16 @@ std::optional<Fd> unix_connect(const std::string& name) {
     if (errno == ECONNREFUSED || errno == EAGAIN || errno == EINTR || errno == ENOENT) return std::nullopt;
     fail_errno("connecting to rank 0", errno);
   }
-  if (!same_user(fd)) fail(Status::Failure, "the job's name is held by a process of another user; choose another job name");
+  if (!same_user(fd))
+    fail(Status::Failure, "the job's name is held by a process of another user; choose another job name");
   return fd;
 }
 
 std::optional<Fd> unix_accept(const Fd& listener) {
   Fd fd(accept4(listener.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
   if (!fd) {
-    if (errno == EMFILE || errno == ENFILE) fail_errno("accepting a rank; raise the limit of open files (ulimit -n)", errno);
+    if (errno == EMFILE || errno == ENFILE)
+      fail_errno("accepting a rank; raise the limit of open files (ulimit -n)", errno);
     return std::nullopt;
   }
   if (!same_user(fd)) return std::nullopt;
@@ -86,7 +88,8 @@ bool unix_wait(int fd, short events, const Deadline& deadline) {
   }
 }
 
-bool unix_send(const Fd& socket, const std::string& bytes, const std::vector<int>& fds, const Deadline& deadline) {
+bool unix_send(const Fd& socket, const std::string& bytes, const std::vector<int>& fds,
+               const Deadline& deadline) {
   iovec part{const_cast<char*>(bytes.data()), bytes.size()};
   alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int) * max_fds_per_message)] = {};
   msghdr message{};
@@ -130,7 +133,8 @@ Message unix_receive(const Fd& socket) {
   ssize_t got;
   do got = recvmsg(socket.get(), &message, MSG_CMSG_CLOEXEC);
   while (got < 0 && errno == EINTR);
-  for (cmsghdr* header = got >= 0 ? CMSG_FIRSTHDR(&message) : nullptr; header; header = CMSG_NXTHDR(&message, header)) {
+  for (cmsghdr* header = got >= 0 ? CMSG_FIRSTHDR(&message) : nullptr; header;
+       header = CMSG_NXTHDR(&message, header)) {
     if (header->cmsg_level != SOL_SOCKET || header->cmsg_type != SCM_RIGHTS) continue;
     const size_t count = (header->cmsg_len - CMSG_LEN(0)) / sizeof(int);
     for (size_t i = 0; i < count; ++i) {
@@ -140,7 +144,8 @@ Message unix_receive(const Fd& socket) {
     }
   }
   if (got > 0 && (message.msg_flags & MSG_CTRUNC))
-    fail(Status::Failure, "descriptors of other ranks were refused: too many open files; raise the limit (ulimit -n)");
+    fail(Status::Failure,
+         "descriptors of other ranks were refused: too many open files; raise the limit (ulimit -n)");
   out.bytes.resize(got > 0 ? static_cast<size_t>(got) : 0);
   return out;
 }

@@ -28,7 +28,8 @@ std::optional<Fd> unix_accept(const Fd& listener);
 bool unix_wait(int fd, short events, const Deadline& deadline);
 
 // False when the other side is gone or the deadline passed.
-bool unix_send(const Fd& socket, const std::string& bytes, const std::vector<int>& fds, const Deadline& deadline);
+bool unix_send(const Fd& socket, const std::string& bytes, const std::vector<int>& fds,
+               const Deadline& deadline);
 
 struct Message {
   std::string bytes;  // empty: the other side is gone

@@ -1,12 +1,12 @@
 #include "group/world.hpp"
 
+#include <pthread.h>
+
 #include <algorithm>
 #include <atomic>
 #include <cstdio>
 #include <cstring>
 #include <new>
-
-#include <pthread.h>
 
 #include "base/error.hpp"
 #include "base/machine.hpp"
@@ -36,8 +36,11 @@ Region allocate_control(Provider& provider, int size) {
 
 void check_spec(const JobSpec& spec) {
   if (spec.size < 1) fail(Status::InvalidArgument, "size=", spec.size, ": expected at least 1");
-  if (spec.rank < 0 || spec.rank >= spec.size) fail(Status::InvalidArgument, "rank=", spec.rank, ": expected 0 to ", spec.size - 1, " (size is ", spec.size, ")");
-  if (spec.job.empty()) fail(Status::InvalidArgument, "job=\"\": expected a name that all ranks of the job, and no others, use");
+  if (spec.rank < 0 || spec.rank >= spec.size)
+    fail(Status::InvalidArgument, "rank=", spec.rank, ": expected 0 to ", spec.size - 1, " (size is ",
+         spec.size, ")");
+  if (spec.job.empty())
+    fail(Status::InvalidArgument, "job=\"\": expected a name that all ranks of the job, and no others, use");
 }
 
 const JobSpec& checked(const JobSpec& spec) {
@@ -54,7 +57,8 @@ World::World(const JobSpec& spec, const Config& config)
       provider_(make_provider(spec, config)),
       heap_(*provider_),
       control_(allocate_control(*provider_, spec.size)),
-      waiter_(fixed().bell, fixed().status, WaitPolicy::choose(spec.size, usable_cores(), config.spin_us), *provider_),
+      waiter_(fixed().bell, fixed().status, WaitPolicy::choose(spec.size, usable_cores(), config.spin_us),
+              *provider_),
       lines_(control_.bytes),
       known_(static_cast<size_t>(spec.size), PeerFlag::fine) {
   const uint64_t fixed_bytes = round_up(peer_flag_offset(spec.size), cache_line);
@@ -83,13 +87,15 @@ std::vector<std::string> World::connect(const std::string& card, const Deadline&
   mine.bytes.insert(0, reinterpret_cast<const char*>(&control_.key), sizeof control_.key);
   if (processes) mine.fds.push_back(Liveness::open_self());
 
-  auto parcels = processes ? bootstrap_unix(spec_, std::move(mine), deadline) : bootstrap_local(spec_, std::move(mine), deadline);
+  auto parcels = processes ? bootstrap_unix(spec_, std::move(mine), deadline)
+                           : bootstrap_local(spec_, std::move(mine), deadline);
 
   std::vector<std::string> cards;
   std::vector<Fd> pidfds;
   for (int rank = 0; rank < spec_.size; ++rank) {
     Parcel& parcel = parcels[static_cast<size_t>(rank)];
-    if (parcel.bytes.size() < sizeof(RegionKey) + card.size()) fail(Status::Failure, "rank ", rank, " sent a malformed invitation");
+    if (parcel.bytes.size() < sizeof(RegionKey) + card.size())
+      fail(Status::Failure, "rank ", rank, " sent a malformed invitation");
     RegionKey key;
     std::memcpy(&key, parcel.bytes.data(), sizeof key);
     cards.push_back(parcel.bytes.substr(sizeof key, card.size()));
@@ -111,20 +117,31 @@ void World::check_header(int rank) {
   ControlHeader header{};
   const Transfer transfer{&header, 0, offsetof(ControlHeader, ready)};
   const RemoteRegion& region = control(rank);
-  if (region.bytes < sizeof(ControlFixed)) fail(Status::Failure, "rank ", rank, " names a control segment that is too small");
+  if (region.bytes < sizeof(ControlFixed))
+    fail(Status::Failure, "rank ", rank, " names a control segment that is too small");
   provider_->get(region, &transfer, 1);
   provider_->quiet();
-  if (header.magic != control_magic) fail(Status::Failure, "rank ", rank, "'s control segment is not one of XCCL's");
+  if (header.magic != control_magic)
+    fail(Status::Failure, "rank ", rank, "'s control segment is not one of XCCL's");
   if (header.version != layout_version)
-    throw Error(Status::Mismatch, text("rank ", rank, " uses memory layout ", header.version, ", this rank uses ", layout_version), {rank});
-  if (header.rank != rank || header.size != static_cast<uint32_t>(spec_.size) || header.segment_bytes != region.bytes)
-    throw Error(Status::Mismatch, text("rank ", rank, "'s control segment belongs to rank ", header.rank, " of a job of ", header.size), {rank});
+    throw Error(
+        Status::Mismatch,
+        text("rank ", rank, " uses memory layout ", header.version, ", this rank uses ", layout_version),
+        {rank});
+  if (header.rank != rank || header.size != static_cast<uint32_t>(spec_.size) ||
+      header.segment_bytes != region.bytes)
+    throw Error(
+        Status::Mismatch,
+        text("rank ", rank, "'s control segment belongs to rank ", header.rank, " of a job of ", header.size),
+        {rank});
 }
 
 uint64_t World::allocate_lines(uint64_t bytes) {
   bytes = round_up(bytes, cache_line);
   const auto offset = lines_.allocate(bytes, cache_line);
-  if (!offset) fail(Status::OutOfMemory, "the control segment (", byte_count(control_.bytes), ") is full; close some communicators or ExpertParallel objects");
+  if (!offset)
+    fail(Status::OutOfMemory, "the control segment (", byte_count(control_.bytes),
+         ") is full; close some communicators or ExpertParallel objects");
   const uint64_t end = round_up(*offset + bytes, 4096);
   if (end > lines_committed_) {
     provider_->commit(control_, lines_committed_, end - lines_committed_);
@@ -143,13 +160,15 @@ void World::hear() {
     const auto* flag = reinterpret_cast<std::atomic<uint64_t>*>(control_.base + peer_flag_offset(rank));
     const uint64_t value = flag->load(std::memory_order_acquire);
     if (value > static_cast<uint64_t>(known_[static_cast<size_t>(rank)]))
-      known_[static_cast<size_t>(rank)] = value == static_cast<uint64_t>(PeerFlag::failed) ? PeerFlag::failed : PeerFlag::dead;
+      known_[static_cast<size_t>(rank)] =
+          value == static_cast<uint64_t>(PeerFlag::failed) ? PeerFlag::failed : PeerFlag::dead;
   }
 }
 
 void World::look() {
   for (const int rank : liveness_.ended())
-    if (rank != spec_.rank && flag(rank) == PeerFlag::fine && state(rank) != RankState::closed) announce_death(rank);
+    if (rank != spec_.rank && flag(rank) == PeerFlag::fine && state(rank) != RankState::closed)
+      announce_death(rank);
 }
 
 RankState World::state(int rank) {
@@ -193,8 +212,13 @@ namespace {
 struct PackedName {
   uint64_t words[2] = {0, 0};
   PackedName() = default;
-  explicit PackedName(const char* name) { std::memcpy(words, name, std::min(std::strlen(name), sizeof words)); }
-  std::string str() const { return std::string(reinterpret_cast<const char*>(words), strnlen(reinterpret_cast<const char*>(words), sizeof words)); }
+  explicit PackedName(const char* name) {
+    std::memcpy(words, name, std::min(std::strlen(name), sizeof words));
+  }
+  std::string str() const {
+    return std::string(reinterpret_cast<const char*>(words),
+                       strnlen(reinterpret_cast<const char*>(words), sizeof words));
+  }
   bool operator==(const PackedName&) const = default;
 };
 
@@ -231,14 +255,18 @@ std::string World::whereabouts(int rank) {
   name.words[1] = status_word(rank, offsetof(StatusLine, op) + 8);
   const uint64_t since = status_word(rank, offsetof(StatusLine, since_ns)), now = now_ns();
   char seconds[32];
-  std::snprintf(seconds, sizeof seconds, "%.1f s", now > since ? static_cast<double>(now - since) * 1e-9 : 0.0);
+  std::snprintf(seconds, sizeof seconds, "%.1f s",
+                now > since ? static_cast<double>(now - since) * 1e-9 : 0.0);
   if (name == PackedName()) return "alive, in no XCCL call yet";
   const bool inside = status_word(rank, offsetof(StatusLine, inside)) != 0;
-  return text("alive, ", inside ? "in " : "outside XCCL since ", name.str(), " #", status_word(rank, offsetof(StatusLine, seq)), inside ? " for " : ", ", seconds,
+  return text("alive, ", inside ? "in " : "outside XCCL since ", name.str(), " #",
+              status_word(rank, offsetof(StatusLine, seq)), inside ? " for " : ", ", seconds,
               inside ? "" : " ago");
 }
 
-uint64_t World::status_word(int rank, size_t offset) { return provider_->fetch(control(rank), status_offset + offset); }
+uint64_t World::status_word(int rank, size_t offset) {
+  return provider_->fetch(control(rank), status_offset + offset);
+}
 
 void World::close() {
   if (closed_ || forked()) return;

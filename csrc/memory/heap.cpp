@@ -37,7 +37,8 @@ std::byte* Heap::allocate_shared(uint64_t bytes) {
     provider_.free(region);
     throw;
   }
-  auto& shared = shared_[region.base] = std::make_unique<Shared>(Shared{region, RangeAllocator(shared_region_bytes)});
+  auto& shared = shared_[region.base] =
+      std::make_unique<Shared>(Shared{region, RangeAllocator(shared_region_bytes)});
   const uint64_t offset = *shared->ranges.allocate(bytes, alignment);
   blocks_[region.base + offset] = Block{bytes, shared.get(), {}};
   return region.base + offset;
@@ -46,7 +47,8 @@ std::byte* Heap::allocate_shared(uint64_t bytes) {
 void Heap::free(std::byte* block) {
   const std::lock_guard lock(mutex_);
   const auto entry = blocks_.find(block);
-  if (entry == blocks_.end()) fail(Status::InvalidArgument, "freeing memory that is not an array of this rank");
+  if (entry == blocks_.end())
+    fail(Status::InvalidArgument, "freeing memory that is not an array of this rank");
   const Block freed = entry->second;
   blocks_.erase(entry);
   if (!freed.shared) return provider_.free(freed.own);

@@ -30,7 +30,8 @@ class HighWater {
   // mean a system call each time. OutOfMemory.
   void require(uint64_t bytes) {
     if (bytes <= committed_) return;
-    if (bytes > bytes_) fail(Status::Failure, byte_count(bytes), " do not fit in the ", byte_count(bytes_), " reserved");
+    if (bytes > bytes_)
+      fail(Status::Failure, byte_count(bytes), " do not fit in the ", byte_count(bytes_), " reserved");
     const uint64_t goal = std::min(bytes_, round_up(bytes + (committed_ ? bytes / 16 : 0), page_granule));
     provider_->commit(region_, offset_ + committed_, goal - committed_);
     committed_ = goal;

@@ -20,8 +20,12 @@ class HostMemory : public Provider {
  public:
   explicit HostMemory(bool direct) : direct_(direct) {}
 
-  void put(const RemoteRegion& region, const Transfer* list, size_t count) override { queue(region, list, count, true); }
-  void get(const RemoteRegion& region, const Transfer* list, size_t count) override { queue(region, list, count, false); }
+  void put(const RemoteRegion& region, const Transfer* list, size_t count) override {
+    queue(region, list, count, true);
+  }
+  void get(const RemoteRegion& region, const Transfer* list, size_t count) override {
+    queue(region, list, count, false);
+  }
   void fence(int) override { flush(); }
   void quiet() override { flush(); }
 
@@ -59,8 +63,8 @@ class HostMemory : public Provider {
 
   static std::byte* checked(const RemoteRegion& region, uint64_t offset, uint64_t bytes) {
     if (offset > region.bytes || bytes > region.bytes - offset)
-      fail(Status::Failure, "a transfer of ", byte_count(bytes), " at offset ", offset, " leaves the region of ", byte_count(region.bytes),
-           " of rank ", region.rank);
+      fail(Status::Failure, "a transfer of ", byte_count(bytes), " at offset ", offset,
+           " leaves the region of ", byte_count(region.bytes), " of rank ", region.rank);
     return region.address + offset;
   }
 
@@ -72,7 +76,8 @@ class HostMemory : public Provider {
     for (size_t i = 0; i < count; ++i) {
       std::byte* remote = checked(region, list[i].remote_offset, list[i].bytes);
       if (direct_ && list[i].bytes)
-        is_put ? std::memcpy(remote, list[i].local, list[i].bytes) : std::memcpy(list[i].local, remote, list[i].bytes);
+        is_put ? std::memcpy(remote, list[i].local, list[i].bytes)
+               : std::memcpy(list[i].local, remote, list[i].bytes);
       else if (list[i].bytes)
         is_put ? queued_.push_back({remote, list[i].local, list[i].bytes, region.keepalive})
                : queued_.push_back({list[i].local, remote, list[i].bytes, region.keepalive});

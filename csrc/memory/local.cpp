@@ -1,9 +1,9 @@
 #include "memory/local.hpp"
 
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <cerrno>
-
-#include <sys/mman.h>
 
 #include "memory/range_allocator.hpp"
 
@@ -20,7 +20,10 @@ std::shared_ptr<LocalSpace> LocalSpace::of_job(const std::string& job) {
 }
 
 Local::Local(const JobSpec& spec, const Config& config)
-    : HostMemory(config.direct), rank_(spec.rank), huge_pages_(config.huge_pages), space_(LocalSpace::of_job(spec.job)) {}
+    : HostMemory(config.direct),
+      rank_(spec.rank),
+      huge_pages_(config.huge_pages),
+      space_(LocalSpace::of_job(spec.job)) {}
 
 Region Local::allocate(uint64_t bytes) {
   auto mapping = std::make_shared<Mapping>(-1, std::max<uint64_t>(bytes, 1));
@@ -79,7 +82,8 @@ uint64_t Local::committed_bytes() const {
 RemoteRegion Local::attach(int rank, const RegionKey& key) {
   const std::lock_guard lock(space_->mutex);
   const auto entry = space_->regions.find(key.words[0]);
-  if (entry == space_->regions.end() || entry->second.rank != rank || entry->second.mapping->bytes() != key.words[1])
+  if (entry == space_->regions.end() || entry->second.rank != rank ||
+      entry->second.mapping->bytes() != key.words[1])
     fail(Status::InvalidArgument, "rank ", rank, " owns no such region");
   const auto& mapping = entry->second.mapping;
   return RemoteRegion{rank, mapping->bytes(), shown(mapping->base()), mapping->base(), mapping};

@@ -46,7 +46,8 @@ class Local : public HostMemory {
   int rank_;
   bool huge_pages_;
   std::shared_ptr<LocalSpace> space_;
-  std::map<uint64_t, std::map<uint64_t, uint64_t>> committed_;  // region id -> first -> last, for committed_bytes
+  std::map<uint64_t, std::map<uint64_t, uint64_t>>
+      committed_;  // region id -> first -> last, for committed_bytes
 };
 
 }  // namespace xccl

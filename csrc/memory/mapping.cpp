@@ -1,8 +1,8 @@
 #include "memory/mapping.hpp"
 
-#include <cerrno>
-
 #include <sys/mman.h>
+
+#include <cerrno>
 
 #include "base/error.hpp"
 #include "base/machine.hpp"
@@ -41,8 +41,8 @@ void require_headroom(uint64_t bytes) {
   // A little is left for everybody else: page tables, stacks, the interpreter.
   constexpr uint64_t margin = 16 * 1024 * 1024;
   if (bytes + margin <= headroom.bytes) return;
-  fail(Status::OutOfMemory, byte_count(bytes), " more are needed but only ", byte_count(headroom.bytes), " can be had (", headroom.limited_by,
-       ", of which ", byte_count(margin), " are kept free)");
+  fail(Status::OutOfMemory, byte_count(bytes), " more are needed but only ", byte_count(headroom.bytes),
+       " can be had (", headroom.limited_by, ", of which ", byte_count(margin), " are kept free)");
 }
 
 }  // namespace xccl

@@ -35,13 +35,13 @@ struct Region {
 struct RemoteRegion {
   int rank = -1;
   uint64_t bytes = 0;
-  std::byte* direct = nullptr;     // host address, or null: then put, get and signal are the only way
-  std::byte* address = nullptr;    // for the provider alone
+  std::byte* direct = nullptr;      // host address, or null: then put, get and signal are the only way
+  std::byte* address = nullptr;     // for the provider alone
   std::shared_ptr<void> keepalive;  // keeps the mapping while this exists
 };
 
 struct Transfer {
-  void* local;             // source of a put, destination of a get
+  void* local;  // source of a put, destination of a get
   uint64_t remote_offset;
   uint64_t bytes;
 };
@@ -98,8 +98,8 @@ struct JobSpec {
 // One line of the table of providers.
 struct ProviderEntry {
   const char* name;
-  const char* what;               // one line for people
-  std::string (*why_not)();        // "" when it can be used here
+  const char* what;          // one line for people
+  std::string (*why_not)();  // "" when it can be used here
   std::unique_ptr<Provider> (*make)(const JobSpec&, const Config&);
 };
 

@@ -9,9 +9,13 @@ namespace xccl {
 const std::vector<ProviderEntry>& providers() {
   static const std::vector<ProviderEntry> table = {
       {"posix_shm", "processes of one host, one memory file each", PosixShm::why_not,
-       [](const JobSpec& spec, const Config& config) -> std::unique_ptr<Provider> { return std::make_unique<PosixShm>(spec, config); }},
+       [](const JobSpec& spec, const Config& config) -> std::unique_ptr<Provider> {
+         return std::make_unique<PosixShm>(spec, config);
+       }},
       {"local", "threads of one process", [] { return std::string(); },
-       [](const JobSpec& spec, const Config& config) -> std::unique_ptr<Provider> { return std::make_unique<Local>(spec, config); }},
+       [](const JobSpec& spec, const Config& config) -> std::unique_ptr<Provider> {
+         return std::make_unique<Local>(spec, config);
+       }},
   };
   return table;
 }

@@ -25,12 +25,14 @@ class RangeAllocator {
   void insert(uint64_t offset, uint64_t bytes);
   void erase(std::map<uint64_t, uint64_t>::iterator range);
 
-  std::map<uint64_t, uint64_t> by_offset_;                // offset -> bytes, of free ranges
-  std::set<std::pair<uint64_t, uint64_t>> by_size_;       // (bytes, offset)
+  std::map<uint64_t, uint64_t> by_offset_;           // offset -> bytes, of free ranges
+  std::set<std::pair<uint64_t, uint64_t>> by_size_;  // (bytes, offset)
   uint64_t free_bytes_ = 0;
 };
 
-inline uint64_t round_up(uint64_t value, uint64_t alignment) { return (value + alignment - 1) & ~(alignment - 1); }
+inline uint64_t round_up(uint64_t value, uint64_t alignment) {
+  return (value + alignment - 1) & ~(alignment - 1);
+}
 inline uint64_t round_down(uint64_t value, uint64_t alignment) { return value & ~(alignment - 1); }
 
 }  // namespace xccl

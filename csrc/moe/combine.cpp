@@ -8,7 +8,12 @@ namespace xccl {
 class CombineCall {
  public:
   CombineCall(ExpertParallel& ep, Operation& op, Dispatched& result, const float* weights)
-      : ep_(ep), op_(op), comm_(*ep.comm_), slot_(result.lease->slot()), routing_(*result.routing), weights_(weights ? weights : routing_.weights.data()) {}
+      : ep_(ep),
+        op_(op),
+        comm_(*ep.comm_),
+        slot_(result.lease->slot()),
+        routing_(*result.routing),
+        weights_(weights ? weights : routing_.weights.data()) {}
 
   void run(const void* rows, void* y) {
     op_.phase("staging");
@@ -75,9 +80,12 @@ class CombineCall {
     for (int member = 0; member < size(); ++member) {
       if (routing_.rows_to(ep_.placement_, member) == 0) continue;
       const Payload& record = heard(member);
-      if (record[ep_record::rows] > EpLayout::worst_rows(ep_.shape_, ep_.placement_, member)) fail(Status::Failure, "rank ", member, " announces more rows than there can be: its record is damaged");
+      if (record[ep_record::rows] > EpLayout::worst_rows(ep_.shape_, ep_.placement_, member))
+        fail(Status::Failure, "rank ", member,
+             " announces more rows than there can be: its record is damaged");
       ep_.require_in_region(member, record[ep_record::where], record[ep_record::rows] * row_bytes());
-      ep_.require_in_region(member, record[ep_record::list], 4 * static_cast<uint64_t>(ep_.placement_.count(member)));
+      ep_.require_in_region(member, record[ep_record::list],
+                            4 * static_cast<uint64_t>(ep_.placement_.count(member)));
     }
   }
 
@@ -87,19 +95,25 @@ class CombineCall {
     std::vector<uint32_t> bases(static_cast<size_t>(ep_.placement_.experts()));
     for (int member = 0; member < size(); ++member) {
       if (routing_.rows_to(ep_.placement_, member) == 0) continue;
-      const Transfer transfer{&bases[static_cast<size_t>(ep_.placement_.first(member))], heard(member)[ep_record::list], 4 * static_cast<uint64_t>(ep_.placement_.count(member))};
+      const Transfer transfer{&bases[static_cast<size_t>(ep_.placement_.first(member))],
+                              heard(member)[ep_record::list],
+                              4 * static_cast<uint64_t>(ep_.placement_.count(member))};
       comm_.world().provider().get(ep_.peer(member), &transfer, 1);
     }
     comm_.world().provider().quiet();
     rank_of_pair_.resize(routing_.pairs());
     offset_of_pair_.resize(routing_.pairs());
     for (int member = 0; member < size(); ++member)
-      for (auto position = static_cast<size_t>(ep_.placement_.first(member)); position < static_cast<size_t>(ep_.placement_.first(member + 1)); ++position) {
-        const uint32_t first = routing_.position_start[position], last = routing_.position_start[position + 1];
-        if (first < last && uint64_t{bases[position]} + (last - first) > heard(member)[ep_record::rows]) fail(Status::Failure, "rank ", member, "'s row bases are damaged");
+      for (auto position = static_cast<size_t>(ep_.placement_.first(member));
+           position < static_cast<size_t>(ep_.placement_.first(member + 1)); ++position) {
+        const uint32_t first = routing_.position_start[position],
+                       last = routing_.position_start[position + 1];
+        if (first < last && uint64_t{bases[position]} + (last - first) > heard(member)[ep_record::rows])
+          fail(Status::Failure, "rank ", member, "'s row bases are damaged");
         for (uint32_t pair = first; pair < last; ++pair) {
           rank_of_pair_[pair] = member;
-          offset_of_pair_[pair] = heard(member)[ep_record::where] + (uint64_t{bases[position]} + (pair - first)) * row_bytes();
+          offset_of_pair_[pair] =
+              heard(member)[ep_record::where] + (uint64_t{bases[position]} + (pair - first)) * row_bytes();
         }
       }
   }
@@ -128,7 +142,9 @@ class CombineCall {
     std::vector<const void*> rows(static_cast<size_t>(slots()));
     std::vector<float> weights(static_cast<size_t>(slots()));
     for (int64_t token = 0; token < routing_.tokens; ++token, y += row_bytes()) {
-      const int count = gather(token, rows.data(), weights.data(), [&](uint32_t pair) { return ep_.peer(rank_of_pair_[pair]).direct + offset_of_pair_[pair]; });
+      const int count = gather(token, rows.data(), weights.data(), [&](uint32_t pair) {
+        return ep_.peer(rank_of_pair_[pair]).direct + offset_of_pair_[pair];
+      });
       sum(y, rows.data(), weights.data(), count, static_cast<uint64_t>(ep_.shape_.hidden));
     }
   }
@@ -146,17 +162,19 @@ class CombineCall {
       std::byte* free = fetched.data();
       for (int64_t token = first; token < last; ++token) {
         const auto at = static_cast<size_t>((token - first) * slots());
-        counts[static_cast<size_t>(token - first)] = gather(token, &rows[at], &weights[at], [&](uint32_t pair) {
-          const Transfer transfer{free, offset_of_pair_[pair], row_bytes()};
-          comm_.world().provider().get(ep_.peer(rank_of_pair_[pair]), &transfer, 1);
-          free += row_bytes();
-          return static_cast<const void*>(transfer.local);
-        });
+        counts[static_cast<size_t>(token - first)] =
+            gather(token, &rows[at], &weights[at], [&](uint32_t pair) {
+              const Transfer transfer{free, offset_of_pair_[pair], row_bytes()};
+              comm_.world().provider().get(ep_.peer(rank_of_pair_[pair]), &transfer, 1);
+              free += row_bytes();
+              return static_cast<const void*>(transfer.local);
+            });
       }
       comm_.world().provider().quiet();
       for (int64_t token = first; token < last; ++token, y += row_bytes()) {
         const auto at = static_cast<size_t>((token - first) * slots());
-        sum(y, &rows[at], &weights[at], counts[static_cast<size_t>(token - first)], static_cast<uint64_t>(ep_.shape_.hidden));
+        sum(y, &rows[at], &weights[at], counts[static_cast<size_t>(token - first)],
+            static_cast<uint64_t>(ep_.shape_.hidden));
       }
     }
   }
@@ -171,10 +189,12 @@ class CombineCall {
   std::vector<uint64_t> offset_of_pair_;  // in that rank's region
 };
 
-void ExpertParallel::combine(const void* rows, Dispatched& result, const float* weights, void* y, double timeout) {
+void ExpertParallel::combine(const void* rows, Dispatched& result, const float* weights, void* y,
+                             double timeout) {
   require_open();
   require_ours(result);
-  comm_->operate("combine", seq_, timeout, [&](Operation& op) { CombineCall(*this, op, result, weights).run(rows, y); });
+  comm_->operate("combine", seq_, timeout,
+                 [&](Operation& op) { CombineCall(*this, op, result, weights).run(rows, y); });
 }
 
 }  // namespace xccl

@@ -8,8 +8,15 @@ namespace xccl {
 
 class DispatchCall {
  public:
-  DispatchCall(ExpertParallel& ep, Operation& op, const void* x, const TopK& topk, std::shared_ptr<const Routing> reused)
-      : ep_(ep), op_(op), comm_(*ep.comm_), x_(static_cast<const std::byte*>(x)), tokens_(topk.tokens), routing_(std::move(reused)), fresh_(!routing_) {
+  DispatchCall(ExpertParallel& ep, Operation& op, const void* x, const TopK& topk,
+               std::shared_ptr<const Routing> reused)
+      : ep_(ep),
+        op_(op),
+        comm_(*ep.comm_),
+        x_(static_cast<const std::byte*>(x)),
+        tokens_(topk.tokens),
+        routing_(std::move(reused)),
+        fresh_(!routing_) {
     if (!fresh_) return;
     op_.phase("routing");
     made_ = std::make_shared<Routing>();
@@ -29,7 +36,8 @@ class DispatchCall {
     pull_rows(slot);
     ep_.board_->finish(op_.seq);
     slot.leased.store(true, std::memory_order_relaxed);
-    return std::make_shared<Dispatched>(Dispatched{&ep_, routing_, std::make_shared<Lease>(ep_.memory_, slot)});
+    return std::make_shared<Dispatched>(
+        Dispatched{&ep_, routing_, std::make_shared<Lease>(ep_.memory_, slot)});
   }
 
  private:
@@ -46,7 +54,8 @@ class DispatchCall {
         return piece.memory.offset() + static_cast<uint64_t>(x_ - piece.memory.base());
       }
     PulledPiece& piece = ep_.memory_->staging[ep_.staging_turn_];
-    if (routing_->pairs() == routing_->rows_to(ep_.placement_, rank())) return piece.memory.offset();  // nobody else pulls
+    if (routing_->pairs() == routing_->rows_to(ep_.placement_, rank()))
+      return piece.memory.offset();  // nobody else pulls
     ep_.await_passed(op_, piece.used_by);
     const uint64_t bytes = static_cast<uint64_t>(tokens_) * row_bytes();
     piece.memory.require(bytes);
@@ -74,7 +83,8 @@ class DispatchCall {
   }
 
   void write_list(int member, std::byte* list) {
-    const auto first = static_cast<size_t>(ep_.placement_.first(member)), last = static_cast<size_t>(ep_.placement_.first(member + 1));
+    const auto first = static_cast<size_t>(ep_.placement_.first(member)),
+               last = static_cast<size_t>(ep_.placement_.first(member + 1));
     const auto& start = routing_->position_start;
     auto* counts = reinterpret_cast<uint32_t*>(list);
     for (size_t p = first; p < last; ++p) counts[p - first] = start[p + 1] - start[p];
@@ -104,13 +114,17 @@ class DispatchCall {
 
   // What others say about themselves is data: it must lie within what they may say.
   void check_heard() const {
-    const auto most_tokens = static_cast<uint64_t>(ep_.shape_.max_tokens), most_rows = most_tokens * static_cast<uint64_t>(ep_.shape_.topk);
+    const auto most_tokens = static_cast<uint64_t>(ep_.shape_.max_tokens),
+               most_rows = most_tokens * static_cast<uint64_t>(ep_.shape_.topk);
     for (int member = 0; member < size(); ++member) {
       const Payload& record = heard(member);
       if (record[ep_record::tokens] > most_tokens || record[ep_record::rows] > most_rows)
         fail(Status::Failure, "rank ", member, " announces more than max_tokens: its record is damaged");
-      if (record[ep_record::rows]) ep_.require_in_region(member, record[ep_record::where], record[ep_record::tokens] * row_bytes());
-      if (fresh_) ep_.require_in_region(member, record[ep_record::list], EpLayout::route_list_bytes(experts_on(rank()), record[ep_record::rows]));
+      if (record[ep_record::rows])
+        ep_.require_in_region(member, record[ep_record::where], record[ep_record::tokens] * row_bytes());
+      if (fresh_)
+        ep_.require_in_region(member, record[ep_record::list],
+                              EpLayout::route_list_bytes(experts_on(rank()), record[ep_record::rows]));
     }
   }
 
@@ -127,11 +141,13 @@ class DispatchCall {
     std::vector<std::byte> lists(bytes);
     for (int member = 0; member < size(); ++member) {
       const uint64_t length = EpLayout::route_list_bytes(experts, heard(member)[ep_record::rows]);
-      const Transfer transfer{lists.data() + at[static_cast<size_t>(member)], heard(member)[ep_record::list], length};
+      const Transfer transfer{lists.data() + at[static_cast<size_t>(member)], heard(member)[ep_record::list],
+                              length};
       comm_.world().provider().get(ep_.peer(member), &transfer, 1);
     }
     comm_.world().provider().quiet();
-    for (int member = 0; member < size(); ++member) check_list(member, lists.data() + at[static_cast<size_t>(member)]);
+    for (int member = 0; member < size(); ++member)
+      check_list(member, lists.data() + at[static_cast<size_t>(member)]);
     receive(lists, at);
   }
 
@@ -141,7 +157,8 @@ class DispatchCall {
     for (uint64_t e = 0; e < experts; ++e) total += reinterpret_cast<const uint32_t*>(list)[e];
     const auto* tokens = reinterpret_cast<const int32_t*>(list + round_up(4 * experts, 8));
     bool ok = total == rows;
-    for (uint64_t i = 0; i < rows; ++i) ok &= tokens[i] >= 0 && static_cast<uint64_t>(tokens[i]) < heard(member)[ep_record::tokens];
+    for (uint64_t i = 0; i < rows; ++i)
+      ok &= tokens[i] >= 0 && static_cast<uint64_t>(tokens[i]) < heard(member)[ep_record::tokens];
     if (!ok) fail(Status::Failure, "rank ", member, "'s route list is damaged");
   }
 
@@ -182,7 +199,8 @@ class DispatchCall {
     // This rank's own rows come straight from x, wherever that lies; other ranks' by address where there is one.
     std::vector<const std::byte*> from(static_cast<size_t>(size()), nullptr);
     for (int member = 0; member < size(); ++member)
-      if (ep_.peer(member).direct) from[static_cast<size_t>(member)] = ep_.peer(member).direct + heard(member)[ep_record::where];
+      if (ep_.peer(member).direct)
+        from[static_cast<size_t>(member)] = ep_.peer(member).direct + heard(member)[ep_record::where];
     from[static_cast<size_t>(rank())] = x_;
     for (uint64_t row = 0; row < rows; ++row, to += row_bytes()) {
       const int source = routing_->src_rank[row];
@@ -202,20 +220,24 @@ class DispatchCall {
   Communicator& comm_;
   const std::byte* x_;
   int64_t tokens_;
-  std::shared_ptr<Routing> made_;         // when this call makes one
+  std::shared_ptr<Routing> made_;  // when this call makes one
   std::shared_ptr<const Routing> routing_;
   bool fresh_;
-  std::vector<uint64_t> list_offset_;     // by member, in the region
+  std::vector<uint64_t> list_offset_;  // by member, in the region
 };
 
-std::shared_ptr<Dispatched> ExpertParallel::dispatch(const void* x, const TopK& topk, std::shared_ptr<const Routing> routing, double timeout) {
+std::shared_ptr<Dispatched> ExpertParallel::dispatch(const void* x, const TopK& topk,
+                                                     std::shared_ptr<const Routing> routing, double timeout) {
   require_open();
   if (topk.tokens < 0 || topk.tokens > shape_.max_tokens)
-    fail(Status::InvalidArgument, "x has ", topk.tokens, " tokens: expected 0 to max_tokens=", shape_.max_tokens);
+    fail(Status::InvalidArgument, "x has ", topk.tokens,
+         " tokens: expected 0 to max_tokens=", shape_.max_tokens);
   if (routing && routing->tokens != topk.tokens)
-    fail(Status::InvalidArgument, "x has ", topk.tokens, " tokens, but routing= was made for ", routing->tokens);
+    fail(Status::InvalidArgument, "x has ", topk.tokens, " tokens, but routing= was made for ",
+         routing->tokens);
   std::shared_ptr<Dispatched> result;
-  comm_->operate("dispatch", seq_, timeout, [&](Operation& op) { result = DispatchCall(*this, op, x, topk, std::move(routing)).run(); });
+  comm_->operate("dispatch", seq_, timeout,
+                 [&](Operation& op) { result = DispatchCall(*this, op, x, topk, std::move(routing)).run(); });
   return result;
 }
 

@@ -41,17 +41,22 @@ struct EpLayout {
 
   // The most rows a rank can be given. Experts may repeat within a token, so topk bounds the copies of a token.
   static uint64_t worst_rows(const EpShape& shape, const Placement& placement, int rank) {
-    return placement.count(rank) == 0 ? 0 : static_cast<uint64_t>(placement.ranks()) * static_cast<uint64_t>(shape.max_tokens * shape.topk);
+    return placement.count(rank) == 0 ? 0
+                                      : static_cast<uint64_t>(placement.ranks()) *
+                                            static_cast<uint64_t>(shape.max_tokens * shape.topk);
   }
   // One route list's tokens and weights begin at a multiple of 8 after its counts.
-  static uint64_t route_list_bytes(uint64_t experts, uint64_t rows) { return round_up(4 * experts, 8) + round_up(8 * rows, 8); }
+  static uint64_t route_list_bytes(uint64_t experts, uint64_t rows) {
+    return round_up(4 * experts, 8) + round_up(8 * rows, 8);
+  }
 
   EpLayout(const EpShape& shape, const Placement& placement, int rank) {
     const uint64_t rows = static_cast<uint64_t>(shape.max_tokens) * shape.row_bytes();
     const auto slots = static_cast<uint64_t>(shape.max_tokens * shape.topk);
     for (auto& piece : input) piece = take(rows);
     for (auto& piece : staging) piece = take(rows);
-    const auto ranks = static_cast<uint64_t>(placement.ranks()), experts = static_cast<uint64_t>(placement.experts());
+    const auto ranks = static_cast<uint64_t>(placement.ranks()),
+               experts = static_cast<uint64_t>(placement.experts());
     for (auto& piece : route) piece = take(4 * experts + 8 * slots + 16 * ranks);
     for (auto& piece : bases) piece = take(4 * ranks * static_cast<uint64_t>(placement.count(rank)));
     const uint64_t worst = worst_rows(shape, placement, rank) * shape.row_bytes();

@@ -2,7 +2,8 @@
 
 namespace xccl {
 
-EpMemory::EpMemory(std::shared_ptr<World> world, const EpShape& shape, const Placement& placement) : world_(std::move(world)) {
+EpMemory::EpMemory(std::shared_ptr<World> world, const EpShape& shape, const Placement& placement)
+    : world_(std::move(world)) {
   const EpLayout layout(shape, placement, world_->rank());
   Provider& provider = world_->provider();
   region_ = provider.allocate(layout.bytes);

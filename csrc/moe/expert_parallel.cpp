@@ -15,7 +15,6 @@ struct ExpertParallel::Card {
   uint64_t oldest_open;  // all ExpertParallel objects made before this one are closed on that rank
 };
 
-
 ExpertParallel::ExpertParallel(std::shared_ptr<Communicator> comm, const EpShape& shape)
     : comm_(std::move(comm)),
       shape_(shape),
@@ -42,7 +41,8 @@ ExpertParallel::~ExpertParallel() {
 
 void ExpertParallel::check_shape() const {
   const auto require = [](const char* name, int64_t value, int64_t lowest, int64_t highest) {
-    if (value < lowest || value > highest) fail(Status::InvalidArgument, name, "=", value, ": expected ", lowest, " to ", highest);
+    if (value < lowest || value > highest)
+      fail(Status::InvalidArgument, name, "=", value, ": expected ", lowest, " to ", highest);
   };
   require("num_experts", shape_.num_experts, 1, 1 << 20);
   require("hidden", shape_.hidden, 1, 1 << 24);
@@ -51,28 +51,44 @@ void ExpertParallel::check_shape() const {
   require("results", shape_.results, 1, 1024);
   const int64_t worst = shape_.max_tokens * shape_.topk * comm_->size();
   if (worst > INT32_MAX)
-    fail(Status::InvalidArgument, "max_tokens * topk * ranks is ", worst, ", more rows than ", INT32_MAX, "; use a smaller max_tokens and several calls");
+    fail(Status::InvalidArgument, "max_tokens * topk * ranks is ", worst, ", more rows than ", INT32_MAX,
+         "; use a smaller max_tokens and several calls");
 }
 
 void ExpertParallel::meet() {
   id_ = comm_->next_object_id();
-  const Card mine{shape_.num_experts, shape_.hidden, shape_.max_tokens, shape_.topk, static_cast<int64_t>(shape_.dtype),
-                  board_offset_, memory_->region().key, comm_->oldest_open_object()};
+  const Card mine{shape_.num_experts,
+                  shape_.hidden,
+                  shape_.max_tokens,
+                  shape_.topk,
+                  static_cast<int64_t>(shape_.dtype),
+                  board_offset_,
+                  memory_->region().key,
+                  comm_->oldest_open_object()};
   std::vector<Card> cards(static_cast<size_t>(comm_->size()));
   all_gather(*comm_, &mine, cards.data(), sizeof mine);
 
-  static constexpr std::pair<const char*, int64_t Card::*> fields[] = {
-      {"num_experts", &Card::num_experts}, {"hidden", &Card::hidden}, {"max_tokens", &Card::max_tokens}, {"topk", &Card::topk}, {"dtype", &Card::dtype}};
+  static constexpr std::pair<const char*, int64_t Card::*> fields[] = {{"num_experts", &Card::num_experts},
+                                                                       {"hidden", &Card::hidden},
+                                                                       {"max_tokens", &Card::max_tokens},
+                                                                       {"topk", &Card::topk},
+                                                                       {"dtype", &Card::dtype}};
   for (const auto& [name, field] : fields) {
     std::vector<int> differ;
     int64_t theirs = 0;
     for (int member = 0; member < comm_->size(); ++member)
-      if (cards[static_cast<size_t>(member)].*field != mine.*field) differ.push_back(member), theirs = cards[static_cast<size_t>(member)].*field;
+      if (cards[static_cast<size_t>(member)].*field != mine.*field)
+        differ.push_back(member), theirs = cards[static_cast<size_t>(member)].*field;
     if (differ.empty()) continue;
-    const auto show = [&](int64_t value) { return field == &Card::dtype ? std::string(row_type_name(static_cast<RowType>(value))) : std::to_string(value); };
+    const auto show = [&](int64_t value) {
+      return field == &Card::dtype ? std::string(row_type_name(static_cast<RowType>(value)))
+                                   : std::to_string(value);
+    };
     comm_->retire(id_, board_offset_, 0);
-    throw Error(Status::Mismatch, text("ExpertParallel: rank ", comm_->rank(), " has ", name, "=", show(mine.*field), ", ", rank_list(differ),
-                                       differ.size() == 1 ? " has " : " have (the last) ", show(theirs)), differ);
+    throw Error(Status::Mismatch,
+                text("ExpertParallel: rank ", comm_->rank(), " has ", name, "=", show(mine.*field), ", ",
+                     rank_list(differ), differ.size() == 1 ? " has " : " have (the last) ", show(theirs)),
+                differ);
   }
 
   std::vector<uint64_t> offsets;
@@ -80,7 +96,8 @@ void ExpertParallel::meet() {
   for (int member = 0; member < comm_->size(); ++member) {
     const Card& card = cards[static_cast<size_t>(member)];
     const uint64_t segment = comm_->group().controls[static_cast<size_t>(member)].bytes;
-    if (card.board_offset % cache_line != 0 || card.board_offset > segment - Board::bytes(comm_->size())) fail(Status::Failure, "rank ", member, " sent a malformed card");
+    if (card.board_offset % cache_line != 0 || card.board_offset > segment - Board::bytes(comm_->size()))
+      fail(Status::Failure, "rank ", member, " sent a malformed card");
     offsets.push_back(card.board_offset);
     oldest_open = std::min(oldest_open, card.oldest_open);
     peers_.push_back(comm_->world().provider().attach(member, card.region));
@@ -97,12 +114,14 @@ void ExpertParallel::require_open() const {
 
 void ExpertParallel::require_ours(const Dispatched& result) const {
   if (result.owner != this) fail(Status::InvalidArgument, "d was made by another ExpertParallel");
-  if (!result.lease) fail(Status::InvalidArgument, "d has been released; its rows are gone (d.routing may still be used)");
+  if (!result.lease)
+    fail(Status::InvalidArgument, "d has been released; its rows are gone (d.routing may still be used)");
 }
 
 void ExpertParallel::require_in_region(int member, uint64_t offset, uint64_t bytes) const {
   const uint64_t have = peer(member).bytes;
-  if (offset > have || bytes > have - offset) fail(Status::Failure, "rank ", member, " names memory outside its region: its record is damaged");
+  if (offset > have || bytes > have - offset)
+    fail(Status::Failure, "rank ", member, " names memory outside its region: its record is damaged");
 }
 
 bool ExpertParallel::in_use(uint64_t seq) {
@@ -138,35 +157,48 @@ void ExpertParallel::exchange(Operation& op, const std::vector<Payload>& records
     Payload& heard = heard_[static_cast<size_t>(member)];
     heard = member == comm.rank() ? mine : board_->read(member, op.seq);
     board_->learn(member, std::min(heard[ep_record::finished], op.seq - 1));  // nobody can be further
-    if (heard[ep_record::kind] != mine[ep_record::kind] || heard[ep_record::routing] != mine[ep_record::routing]) differ.push_back(member);
+    if (heard[ep_record::kind] != mine[ep_record::kind] ||
+        heard[ep_record::routing] != mine[ep_record::routing])
+      differ.push_back(member);
   }
   if (differ.empty()) return;
   const auto describe = [](const Payload& record) {
     switch (record[ep_record::kind]) {
-      case ep_record::dispatch: return std::string("a new dispatch");
-      case ep_record::dispatch_again: return text("dispatch with the routing of call #", record[ep_record::routing]);
-      case ep_record::combine: return text("combine of the routing of call #", record[ep_record::routing]);
-      default: return std::string("something unknown");
+      case ep_record::dispatch:
+        return std::string("a new dispatch");
+      case ep_record::dispatch_again:
+        return text("dispatch with the routing of call #", record[ep_record::routing]);
+      case ep_record::combine:
+        return text("combine of the routing of call #", record[ep_record::routing]);
+      default:
+        return std::string("something unknown");
     }
   };
-  throw Error(Status::Mismatch, text("rank ", comm.rank(), " calls ", describe(mine), ", rank ", differ[0], " calls ", describe(heard_[static_cast<size_t>(differ[0])]),
-                                     "; all ranks must make the same calls on an ExpertParallel in the same order"), differ);
+  throw Error(Status::Mismatch,
+              text("rank ", comm.rank(), " calls ", describe(mine), ", rank ", differ[0], " calls ",
+                   describe(heard_[static_cast<size_t>(differ[0])]),
+                   "; all ranks must make the same calls on an ExpertParallel in the same order"),
+              differ);
 }
 
 ResultSlot& ExpertParallel::free_result() {
   ResultSlot* best = nullptr;
   for (auto& slot : memory_->results)
     // acquire: pairs with the release of Lease.
-    if (!slot->leased.load(std::memory_order_acquire) && (!best || slot->used_by < best->used_by)) best = slot.get();
+    if (!slot->leased.load(std::memory_order_acquire) && (!best || slot->used_by < best->used_by))
+      best = slot.get();
   if (!best)
-    fail(Status::OutOfMemory, "all ", memory_->results.size(), " results of this ExpertParallel are alive; call d.release() and drop its arrays, or make it with results=",
+    fail(Status::OutOfMemory, "all ", memory_->results.size(),
+         " results of this ExpertParallel are alive; call d.release() and drop its arrays, or make it with "
+         "results=",
          memory_->results.size() + 1);
   return *best;
 }
 
 std::byte* ExpertParallel::input_buffer(int64_t tokens, double timeout) {
   require_open();
-  if (tokens < 0 || tokens > shape_.max_tokens) fail(Status::InvalidArgument, "n=", tokens, ": expected 0 to max_tokens=", shape_.max_tokens);
+  if (tokens < 0 || tokens > shape_.max_tokens)
+    fail(Status::InvalidArgument, "n=", tokens, ": expected 0 to max_tokens=", shape_.max_tokens);
   std::byte* out = nullptr;
   comm_->operate("input_buffer", side_calls_, timeout, [&](Operation& op) {
     PulledPiece& piece = memory_->input[input_turn_];
@@ -199,7 +231,8 @@ void ExpertParallel::close() {
   if (comm_->world().forked()) return;
   // Others may still pull from here in the last call. If one does not come to it in time, the memory is left
   // to it: correct in any case, only not reusable.
-  const bool drained = comm_->closed() || comm_->world().drain([&] { return !in_use(seq_); }, Deadline(comm_->timeout()));
+  const bool drained =
+      comm_->closed() || comm_->world().drain([&] { return !in_use(seq_); }, Deadline(comm_->timeout()));
   if (!drained) memory_->still_pulled = true;
   memory_.reset();
   comm_->retire(id_, board_offset_, Board::bytes(comm_->size()));

@@ -47,7 +47,8 @@ class ExpertParallel {
   // Memory for `tokens` rows of the next dispatch, which then copies nothing first. Two are used in turn.
   std::byte* input_buffer(int64_t tokens, double timeout);
   // x: (tokens, hidden). `routing`: null, or one made here before, and then topk is not used but for its tokens.
-  std::shared_ptr<Dispatched> dispatch(const void* x, const TopK& topk, std::shared_ptr<const Routing> routing, double timeout);
+  std::shared_ptr<Dispatched> dispatch(const void* x, const TopK& topk,
+                                       std::shared_ptr<const Routing> routing, double timeout);
   // Memory for the experts' results, (rows, hidden). Waits for pulls of an earlier combine of the same result.
   std::byte* output_buffer(Dispatched& result, double timeout);
   // rows: (result.rows(), hidden); weights: null or (tokens, topk); y: (tokens, hidden).
@@ -84,9 +85,9 @@ class ExpertParallel {
   uint64_t board_offset_ = 0;
   std::optional<Board> board_;
   std::vector<RemoteRegion> peers_;
-  uint64_t seq_ = 0;          // calls completed
+  uint64_t seq_ = 0;  // calls completed
   uint64_t input_turn_ = 0, staging_turn_ = 0;
-  uint64_t side_calls_ = 0;   // input_buffer and output_buffer, which nobody else sees
+  uint64_t side_calls_ = 0;     // input_buffer and output_buffer, which nobody else sees
   std::vector<Payload> heard_;  // of the call under way, by member
   bool closed_ = false;
 };

@@ -13,16 +13,22 @@ std::vector<PlanLine> plan(const EpShape& shape, int ranks, int rank, const Plan
   const uint64_t slots = load.tokens * static_cast<uint64_t>(shape.topk);
   const auto turns = static_cast<uint64_t>(record_depth), results = static_cast<uint64_t>(shape.results);
   const uint64_t token_rows = load.tokens * shape.row_bytes(), result_rows = load.rows * shape.row_bytes();
-  const uint64_t route = 4 * static_cast<uint64_t>(shape.num_experts) + 8 * slots + 16 * static_cast<uint64_t>(ranks);
+  const uint64_t route =
+      4 * static_cast<uint64_t>(shape.num_experts) + 8 * slots + 16 * static_cast<uint64_t>(ranks);
   const uint64_t lines = Communicator::control_bytes(ranks) + Board::bytes(ranks);
   return {
       {"control segment: header, flags, records", pages(lines), control_segment_bytes, "fewer ranks"},
       {"scratch of small collectives", turns * scratch_slot_bytes, scratch_bytes, ""},
-      {"tokens to dispatch (input_buffer or staging), 2 slots", turns * pages(token_rows), 2 * turns * pages(layout.input[0].bytes), "max_tokens, hidden, dtype"},
-      {"route lists, 2 slots", turns * pages(route), turns * pages(layout.route[0].bytes), "max_tokens, topk"},
-      {"row bases for combine, 2 slots", turns * pages(layout.bases[0].bytes), turns * pages(layout.bases[0].bytes), "num_experts"},
-      {text("rows received (d.x), ", results, " results"), results * pages(result_rows), results * pages(layout.x[0].bytes), "max_tokens, topk, results"},
-      {text("experts' results (d.output_buffer()), ", results, " results"), load.in_place ? 0 : results * pages(result_rows), results * pages(layout.out[0].bytes),
+      {"tokens to dispatch (input_buffer or staging), 2 slots", turns * pages(token_rows),
+       2 * turns * pages(layout.input[0].bytes), "max_tokens, hidden, dtype"},
+      {"route lists, 2 slots", turns * pages(route), turns * pages(layout.route[0].bytes),
+       "max_tokens, topk"},
+      {"row bases for combine, 2 slots", turns * pages(layout.bases[0].bytes),
+       turns * pages(layout.bases[0].bytes), "num_experts"},
+      {text("rows received (d.x), ", results, " results"), results * pages(result_rows),
+       results * pages(layout.x[0].bytes), "max_tokens, topk, results"},
+      {text("experts' results (d.output_buffer()), ", results, " results"),
+       load.in_place ? 0 : results * pages(result_rows), results * pages(layout.out[0].bytes),
        "max_tokens, topk, results; combine d.x in place"},
   };
 }

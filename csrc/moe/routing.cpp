@@ -9,7 +9,8 @@ template <class Index>
 void check(const Index* experts, int64_t pairs, int slots, int num_experts) {
   for (int64_t i = 0; i < pairs; ++i)
     if (experts[i] < -1 || experts[i] >= num_experts)
-      fail(Status::InvalidArgument, "topk_idx[", i / slots, ", ", i % slots, "] is ", static_cast<int64_t>(experts[i]), ": expected -1 (no expert) to ", num_experts - 1);
+      fail(Status::InvalidArgument, "topk_idx[", i / slots, ", ", i % slots, "] is ",
+           static_cast<int64_t>(experts[i]), ": expected -1 (no expert) to ", num_experts - 1);
 }
 
 // Counting sort. Stable, so within one expert the pairs keep the order (token, slot).
@@ -29,7 +30,8 @@ void sort(const Index* experts, const TopK& topk, int slots, const Placement& pl
   std::vector<uint32_t> next(start.begin(), start.end() - 1);
   for (int64_t i = 0; i < all; ++i) {
     uint32_t& pair = routing.pair_of_slot[static_cast<size_t>(i)];
-    pair = experts[i] < 0 ? no_pair : next[static_cast<size_t>(placement.position(static_cast<int>(experts[i])))]++;
+    pair = experts[i] < 0 ? no_pair
+                          : next[static_cast<size_t>(placement.position(static_cast<int>(experts[i])))]++;
     if (pair == no_pair) continue;
     routing.token_of_pair[pair] = static_cast<int32_t>(i / slots);
     routing.weight_of_pair[pair] = topk.weights[i];

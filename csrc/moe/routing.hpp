@@ -13,8 +13,8 @@ namespace xccl {
 
 // As the caller gives it: (tokens, topk) row-major. -1: no expert in this slot.
 struct TopK {
-  const void* experts = nullptr;   // int32 or int64
-  bool wide = true;                // int64
+  const void* experts = nullptr;  // int32 or int64
+  bool wide = true;               // int64
   const float* weights = nullptr;
   int64_t tokens = 0;
 };
@@ -22,7 +22,7 @@ struct TopK {
 constexpr uint32_t no_pair = UINT32_MAX;
 
 struct Routing {
-  uint64_t id = 0;   // number of the dispatch that made it, on its ExpertParallel
+  uint64_t id = 0;  // number of the dispatch that made it, on its ExpertParallel
   int64_t tokens = 0;
 
   // --- Source's side. A pair's place in the order (position, token, slot) is its index. ---
@@ -30,17 +30,18 @@ struct Routing {
   std::vector<uint32_t> position_start;  // (experts + 1): index of the first pair of each position
   std::vector<int32_t> token_of_pair;
   std::vector<float> weight_of_pair;
-  std::vector<float> weights;            // (tokens * topk), as given
+  std::vector<float> weights;  // (tokens * topk), as given
 
   uint32_t pairs() const { return static_cast<uint32_t>(token_of_pair.size()); }
   uint32_t rows_to(const Placement& placement, int rank) const {
-    return position_start[static_cast<size_t>(placement.first(rank + 1))] - position_start[static_cast<size_t>(placement.first(rank))];
+    return position_start[static_cast<size_t>(placement.first(rank + 1))] -
+           position_start[static_cast<size_t>(placement.first(rank))];
   }
 
   // --- Receiver's side. Rows are in the order (local expert, source rank, source token, slot). ---
-  std::vector<int64_t> counts;       // (local experts)
-  std::vector<uint32_t> row_base;    // (ranks, local experts): first row from that source for that expert
-  std::vector<int32_t> src_rank;     // per row
+  std::vector<int64_t> counts;     // (local experts)
+  std::vector<uint32_t> row_base;  // (ranks, local experts): first row from that source for that expert
+  std::vector<int32_t> src_rank;   // per row
   std::vector<int32_t> src_token;
   std::vector<float> row_weight;
 

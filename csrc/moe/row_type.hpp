@@ -12,9 +12,12 @@ constexpr uint64_t element_bytes(RowType type) { return type == RowType::float32
 
 constexpr const char* row_type_name(RowType type) {
   switch (type) {
-    case RowType::float32: return "float32";
-    case RowType::float16: return "float16";
-    case RowType::bfloat16: return "bfloat16";
+    case RowType::float32:
+      return "float32";
+    case RowType::float16:
+      return "float16";
+    case RowType::bfloat16:
+      return "bfloat16";
   }
   return "unknown";
 }

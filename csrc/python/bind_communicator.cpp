@@ -11,7 +11,8 @@ namespace {
 struct HeapBlock {
   std::shared_ptr<World> world;
   std::byte* memory;
-  HeapBlock(std::shared_ptr<World> owner, uint64_t bytes) : world(std::move(owner)), memory(world->heap().allocate(bytes)) {}
+  HeapBlock(std::shared_ptr<World> owner, uint64_t bytes)
+      : world(std::move(owner)), memory(world->heap().allocate(bytes)) {}
   ~HeapBlock() {
     // In a forked child this is the parent's memory: freeing it would empty the parent's array.
     if (!world->forked()) world->heap().free(memory);
@@ -20,7 +21,9 @@ struct HeapBlock {
   HeapBlock& operator=(const HeapBlock&) = delete;
 };
 
-std::shared_ptr<Communicator> init(const std::string& job, int rank, int size, const std::optional<std::string>& provider, const std::optional<double>& timeout,
+std::shared_ptr<Communicator> init(const std::string& job, int rank, int size,
+                                   const std::optional<std::string>& provider,
+                                   const std::optional<double>& timeout,
                                    const std::optional<double>& startup_timeout) {
   Config config = Config::from_environment();
   if (provider) config.provider = *provider;
@@ -35,7 +38,8 @@ py::array empty(Communicator& comm, std::vector<py::ssize_t> shape, const py::dt
   uint64_t bytes = static_cast<uint64_t>(dtype.itemsize());
   for (const py::ssize_t dim : shape) {
     if (dim < 0) fail(Status::InvalidArgument, "shape has a negative dimension");
-    if (__builtin_mul_overflow(bytes, static_cast<uint64_t>(dim), &bytes) || bytes > uint64_t{1} << 60) fail(Status::OutOfMemory, "an array that large cannot be had");
+    if (__builtin_mul_overflow(bytes, static_cast<uint64_t>(dim), &bytes) || bytes > uint64_t{1} << 60)
+      fail(Status::OutOfMemory, "an array that large cannot be had");
   }
   auto block = std::make_shared<HeapBlock>(comm.share_world(), bytes);
   return array_over(block->memory, dtype, std::move(shape), block);
@@ -54,7 +58,8 @@ void gather(Communicator& comm, const py::array& a, py::array& out, double timeo
 
 void bind_communicator(py::module_& m) {
   py::class_<Communicator, std::shared_ptr<Communicator>>(m, "Communicator")
-      .def_static("init", &init, py::arg("job"), py::arg("rank"), py::arg("size"), py::arg("provider"), py::arg("timeout"), py::arg("startup_timeout"))
+      .def_static("init", &init, py::arg("job"), py::arg("rank"), py::arg("size"), py::arg("provider"),
+                  py::arg("timeout"), py::arg("startup_timeout"))
       .def_property_readonly("rank", &Communicator::rank)
       .def_property_readonly("size", &Communicator::size)
       .def_property_readonly("timeout", &Communicator::timeout)
@@ -62,13 +67,17 @@ void bind_communicator(py::module_& m) {
       .def_property_readonly("provider", [](Communicator& comm) { return comm.world().provider().name(); })
       .def_property_readonly("direct", [](Communicator& comm) { return comm.world().config().direct; })
       .def_property_readonly("job", [](Communicator& comm) { return comm.world().spec().job; })
-      .def_property_readonly("committed_bytes", [](Communicator& comm) { return comm.world().provider().committed_bytes(); })
+      .def_property_readonly("committed_bytes",
+                             [](Communicator& comm) { return comm.world().provider().committed_bytes(); })
       .def("require_usable", &Communicator::require_usable)
       .def("empty", &empty, py::arg("shape"), py::arg("dtype"))
-      .def("barrier", [](Communicator& comm, double timeout) {
-        const Blocking blocking;
-        barrier(comm, timeout);
-      }, py::arg("timeout"))
+      .def(
+          "barrier",
+          [](Communicator& comm, double timeout) {
+            const Blocking blocking;
+            barrier(comm, timeout);
+          },
+          py::arg("timeout"))
       .def("all_gather", &gather, py::arg("a"), py::arg("out"), py::arg("timeout"))
       .def("abort", &Communicator::abort, py::arg("reason"))
       .def("close", [](Communicator& comm) {

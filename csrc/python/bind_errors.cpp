@@ -12,14 +12,18 @@ void bind_errors(py::module_& m) {
 #undef XCCL_STATUS_PAIR
     return out;
   });
-  m.def("raise_status", [](int status) { throw Error(static_cast<Status>(status), "raised for a test", {3}).during("test", 7, "phase"); });
+  m.def("raise_status", [](int status) {
+    throw Error(static_cast<Status>(status), "raised for a test", {3}).during("test", 7, "phase");
+  });
 
   py::register_exception_translator([](std::exception_ptr thrown) {
     try {
       if (thrown) std::rethrow_exception(thrown);
     } catch (const Error& error) {
-      const py::object type = py::module_::import("xccl.errors").attr("class_of_status")(status_name(error.status));
-      const py::object value = type(error.what(), py::arg("op") = error.op, py::arg("seq") = error.seq, py::arg("phase") = error.phase, py::arg("ranks") = error.ranks);
+      const py::object type =
+          py::module_::import("xccl.errors").attr("class_of_status")(status_name(error.status));
+      const py::object value = type(error.what(), py::arg("op") = error.op, py::arg("seq") = error.seq,
+                                    py::arg("phase") = error.phase, py::arg("ranks") = error.ranks);
       PyErr_SetObject(type.ptr(), value.ptr());
     }
   });

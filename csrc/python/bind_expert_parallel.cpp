@@ -14,7 +14,8 @@ RowType row_type(const std::string& name) {
   fail(Status::InvalidArgument, "dtype \"", name, "\": expected float32, float16 or bfloat16");
 }
 
-EpShape make_shape(int64_t num_experts, int64_t hidden, int64_t max_tokens, int64_t topk, const std::string& dtype, int64_t results) {
+EpShape make_shape(int64_t num_experts, int64_t hidden, int64_t max_tokens, int64_t topk,
+                   const std::string& dtype, int64_t results) {
   return EpShape{num_experts, hidden, max_tokens, topk, row_type(dtype), results};
 }
 
@@ -25,7 +26,8 @@ struct PyResult {
   int64_t hidden;
 
   std::shared_ptr<Lease> lease() const {
-    if (!native->lease) fail(Status::InvalidArgument, "d has been released; its rows are gone (d.routing may still be used)");
+    if (!native->lease)
+      fail(Status::InvalidArgument, "d has been released; its rows are gone (d.routing may still be used)");
     return native->lease;
   }
   py::array rows_at(const std::byte* memory) const {
@@ -35,7 +37,8 @@ struct PyResult {
 
 class PyExpertParallel {
  public:
-  PyExpertParallel(std::shared_ptr<Communicator> comm, const EpShape& shape, py::dtype dtype) : dtype_(std::move(dtype)) {
+  PyExpertParallel(std::shared_ptr<Communicator> comm, const EpShape& shape, py::dtype dtype)
+      : dtype_(std::move(dtype)) {
     const Blocking blocking;
     native_ = std::make_unique<ExpertParallel>(std::move(comm), shape);
   }
@@ -49,8 +52,9 @@ class PyExpertParallel {
     return array_over(memory, dtype_, {tokens, shape().hidden}, native_->share_memory());
   }
 
-  PyResult dispatch(const py::array& x, const std::optional<py::array>& topk_idx, const std::optional<py::array>& topk_weights,
-                    std::shared_ptr<const Routing> routing, double timeout) {
+  PyResult dispatch(const py::array& x, const std::optional<py::array>& topk_idx,
+                    const std::optional<py::array>& topk_weights, std::shared_ptr<const Routing> routing,
+                    double timeout) {
     require_array("x", x, dtype_, {-1, shape().hidden});
     TopK topk;
     topk.tokens = x.shape(0);
@@ -73,10 +77,12 @@ class PyExpertParallel {
     return d.rows_at(memory);
   }
 
-  void combine(const py::array& rows, PyResult& d, const std::optional<py::array>& weights, py::array& out, double timeout) {
+  void combine(const py::array& rows, PyResult& d, const std::optional<py::array>& weights, py::array& out,
+               double timeout) {
     require_array("rows", rows, dtype_, {static_cast<int64_t>(d.native->rows()), shape().hidden});
     require_array("out", out, dtype_, {d.native->routing->tokens, shape().hidden}, true);
-    if (weights) require_array("weights", *weights, py::dtype::of<float>(), {d.native->routing->tokens, shape().topk});
+    if (weights)
+      require_array("weights", *weights, py::dtype::of<float>(), {d.native->routing->tokens, shape().topk});
     const void* from = rows.data();
     const float* w = weights ? static_cast<const float*>(weights->data()) : nullptr;
     void* to = out.mutable_data();
@@ -92,7 +98,9 @@ class PyExpertParallel {
   std::vector<int> local_experts() const {
     std::vector<int> out;
     const Placement& placement = native_->placement();
-    for (int p = placement.first(native_->comm().rank()); p < placement.first(native_->comm().rank() + 1); ++p) out.push_back(placement.expert(p));
+    for (int p = placement.first(native_->comm().rank()); p < placement.first(native_->comm().rank() + 1);
+         ++p)
+      out.push_back(placement.expert(p));
     return out;
   }
   const EpShape& shape() const { return native_->shape(); }
@@ -100,7 +108,8 @@ class PyExpertParallel {
  private:
   void fill(TopK& topk, const py::array& idx, const py::array& weights) const {
     topk.wide = idx.dtype().equal(py::dtype::of<int64_t>());
-    require_array("topk_idx", idx, topk.wide ? py::dtype::of<int64_t>() : py::dtype::of<int32_t>(), {topk.tokens, shape().topk});
+    require_array("topk_idx", idx, topk.wide ? py::dtype::of<int64_t>() : py::dtype::of<int32_t>(),
+                  {topk.tokens, shape().topk});
     require_array("topk_weights", weights, py::dtype::of<float>(), {topk.tokens, shape().topk});
     topk.experts = idx.data();
     topk.weights = static_cast<const float*>(weights.data());
@@ -113,7 +122,8 @@ class PyExpertParallel {
 // Read-only arrays over a routing's vectors; the routing lives as long as they do.
 template <class T>
 py::array routing_array(const std::shared_ptr<const Routing>& routing, const std::vector<T>& values) {
-  py::array out = array_over(values.data(), py::dtype::of<T>(), {static_cast<py::ssize_t>(values.size())}, routing);
+  py::array out =
+      array_over(values.data(), py::dtype::of<T>(), {static_cast<py::ssize_t>(values.size())}, routing);
   out.attr("flags").attr("writeable") = false;
   return out;
 }
@@ -124,37 +134,58 @@ void bind_expert_parallel(py::module_& m) {
   py::class_<Routing, std::shared_ptr<Routing>>(m, "Routing")
       .def_property_readonly("num_tokens", [](const Routing& r) { return r.tokens; })
       .def_property_readonly("num_rows", [](const Routing& r) { return r.rows(); })
-      .def_property_readonly("counts", [](const std::shared_ptr<Routing>& r) { return routing_array<int64_t>(r, r->counts); })
-      .def_property_readonly("src_rank", [](const std::shared_ptr<Routing>& r) { return routing_array<int32_t>(r, r->src_rank); })
-      .def_property_readonly("src_token", [](const std::shared_ptr<Routing>& r) { return routing_array<int32_t>(r, r->src_token); })
-      .def_property_readonly("weights", [](const std::shared_ptr<Routing>& r) { return routing_array<float>(r, r->row_weight); });
+      .def_property_readonly(
+          "counts", [](const std::shared_ptr<Routing>& r) { return routing_array<int64_t>(r, r->counts); })
+      .def_property_readonly(
+          "src_rank",
+          [](const std::shared_ptr<Routing>& r) { return routing_array<int32_t>(r, r->src_rank); })
+      .def_property_readonly(
+          "src_token",
+          [](const std::shared_ptr<Routing>& r) { return routing_array<int32_t>(r, r->src_token); })
+      .def_property_readonly("weights", [](const std::shared_ptr<Routing>& r) {
+        return routing_array<float>(r, r->row_weight);
+      });
 
   py::class_<PyResult>(m, "Dispatched")
-      .def_property_readonly("routing", [](const PyResult& d) { return std::const_pointer_cast<Routing>(d.native->routing); })
+      .def_property_readonly(
+          "routing", [](const PyResult& d) { return std::const_pointer_cast<Routing>(d.native->routing); })
       .def_property_readonly("released", [](const PyResult& d) { return !d.native->lease; })
       .def("rows", [](const PyResult& d) { return d.rows_at(d.lease()->slot().x.base()); })
       .def("release", [](const PyResult& d) { d.native->lease.reset(); });
 
   py::class_<PyExpertParallel>(m, "ExpertParallel")
-      .def(py::init([](std::shared_ptr<Communicator> comm, int64_t num_experts, int64_t hidden, int64_t max_tokens, int64_t topk, const std::string& dtype, py::dtype np_dtype,
+      .def(py::init([](std::shared_ptr<Communicator> comm, int64_t num_experts, int64_t hidden,
+                       int64_t max_tokens, int64_t topk, const std::string& dtype, py::dtype np_dtype,
                        int64_t results) {
-             return std::make_unique<PyExpertParallel>(std::move(comm), make_shape(num_experts, hidden, max_tokens, topk, dtype, results), std::move(np_dtype));
+             return std::make_unique<PyExpertParallel>(
+                 std::move(comm), make_shape(num_experts, hidden, max_tokens, topk, dtype, results),
+                 std::move(np_dtype));
            }),
-           py::arg("comm"), py::arg("num_experts"), py::arg("hidden"), py::arg("max_tokens"), py::arg("topk"), py::arg("dtype"), py::arg("np_dtype"), py::arg("results"))
+           py::arg("comm"), py::arg("num_experts"), py::arg("hidden"), py::arg("max_tokens"), py::arg("topk"),
+           py::arg("dtype"), py::arg("np_dtype"), py::arg("results"))
       .def_property_readonly("local_experts", &PyExpertParallel::local_experts)
       .def_property_readonly("closed", &PyExpertParallel::closed)
       .def("input_buffer", &PyExpertParallel::input_buffer, py::arg("n"), py::arg("timeout"))
-      .def("dispatch", &PyExpertParallel::dispatch, py::arg("x"), py::arg("topk_idx"), py::arg("topk_weights"), py::arg("routing"), py::arg("timeout"))
+      .def("dispatch", &PyExpertParallel::dispatch, py::arg("x"), py::arg("topk_idx"),
+           py::arg("topk_weights"), py::arg("routing"), py::arg("timeout"))
       .def("output_buffer", &PyExpertParallel::output_buffer, py::arg("d"), py::arg("timeout"))
-      .def("combine", &PyExpertParallel::combine, py::arg("rows"), py::arg("d"), py::arg("weights"), py::arg("out"), py::arg("timeout"))
+      .def("combine", &PyExpertParallel::combine, py::arg("rows"), py::arg("d"), py::arg("weights"),
+           py::arg("out"), py::arg("timeout"))
       .def("close", &PyExpertParallel::close);
 
-  m.def("plan", [](int64_t num_experts, int64_t hidden, int64_t max_tokens, int64_t topk, const std::string& dtype, int64_t results, int size, int rank, uint64_t tokens, uint64_t rows, bool in_place) {
-    py::list out;
-    for (const PlanLine& line : plan(make_shape(num_experts, hidden, max_tokens, topk, dtype, results), size, rank, {tokens, rows, in_place}))
-      out.append(py::make_tuple(line.what, line.committed, line.reserved, line.shrink));
-    return out;
-  }, py::arg("num_experts"), py::arg("hidden"), py::arg("max_tokens"), py::arg("topk"), py::arg("dtype"), py::arg("results"), py::arg("size"), py::arg("rank"), py::arg("tokens"), py::arg("rows"), py::arg("in_place"));
+  m.def(
+      "plan",
+      [](int64_t num_experts, int64_t hidden, int64_t max_tokens, int64_t topk, const std::string& dtype,
+         int64_t results, int size, int rank, uint64_t tokens, uint64_t rows, bool in_place) {
+        py::list out;
+        for (const PlanLine& line : plan(make_shape(num_experts, hidden, max_tokens, topk, dtype, results),
+                                         size, rank, {tokens, rows, in_place}))
+          out.append(py::make_tuple(line.what, line.committed, line.reserved, line.shrink));
+        return out;
+      },
+      py::arg("num_experts"), py::arg("hidden"), py::arg("max_tokens"), py::arg("topk"), py::arg("dtype"),
+      py::arg("results"), py::arg("size"), py::arg("rank"), py::arg("tokens"), py::arg("rows"),
+      py::arg("in_place"));
 }
 
 }  // namespace xccl::python

@@ -11,7 +11,8 @@ std::string shape_text(const py::array& array) {
 
 std::string shape_text(std::initializer_list<int64_t> shape) {
   std::string out = "(";
-  for (const int64_t dim : shape) out += (out.size() > 1 ? ", " : "") + (dim < 0 ? std::string("n") : std::to_string(dim));
+  for (const int64_t dim : shape)
+    out += (out.size() > 1 ? ", " : "") + (dim < 0 ? std::string("n") : std::to_string(dim));
   return out + (shape.size() == 1 ? ",)" : ")");
 }
 
@@ -25,12 +26,18 @@ bool fits(const py::array& array, std::initializer_list<int64_t> shape) {
 
 }  // namespace
 
-void require_array(const char* name, const py::array& array, const py::dtype& dtype, std::initializer_list<int64_t> shape, bool written) {
+void require_array(const char* name, const py::array& array, const py::dtype& dtype,
+                   std::initializer_list<int64_t> shape, bool written) {
   const py::dtype have = array.dtype();
-  if (!have.is(dtype) && !have.equal(dtype)) fail(Status::InvalidArgument, name, " has dtype ", std::string(py::str(have)), ": expected ", std::string(py::str(dtype)));
-  if (!fits(array, shape)) fail(Status::InvalidArgument, name, " has shape ", shape_text(array), ": expected ", shape_text(shape));
-  if (!(array.flags() & py::array::c_style)) fail(Status::InvalidArgument, name, " is not C-contiguous; pass np.ascontiguousarray(", name, ")");
-  if (!(array.flags() & py::detail::npy_api::NPY_ARRAY_ALIGNED_)) fail(Status::InvalidArgument, name, " is misaligned for its dtype; pass a copy");
+  if (!have.is(dtype) && !have.equal(dtype))
+    fail(Status::InvalidArgument, name, " has dtype ", std::string(py::str(have)), ": expected ",
+         std::string(py::str(dtype)));
+  if (!fits(array, shape))
+    fail(Status::InvalidArgument, name, " has shape ", shape_text(array), ": expected ", shape_text(shape));
+  if (!(array.flags() & py::array::c_style))
+    fail(Status::InvalidArgument, name, " is not C-contiguous; pass np.ascontiguousarray(", name, ")");
+  if (!(array.flags() & py::detail::npy_api::NPY_ARRAY_ALIGNED_))
+    fail(Status::InvalidArgument, name, " is misaligned for its dtype; pass a copy");
   if (written && !array.writeable()) fail(Status::InvalidArgument, name, " is read-only");
 }
 

@@ -2,13 +2,13 @@
 // Used by bind_*.cpp only.
 #pragma once
 
-#include <initializer_list>
-#include <memory>
-#include <string>
-
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+
+#include <initializer_list>
+#include <memory>
+#include <string>
 
 #include "base/error.hpp"
 #include "group/world.hpp"
@@ -36,11 +36,13 @@ class Blocking {
 };
 
 // InvalidArgument, naming the argument, unless `array` has this dtype and shape (-1: any), is C-contiguous and aligned.
-void require_array(const char* name, const py::array& array, const py::dtype& dtype, std::initializer_list<int64_t> shape, bool written = false);
+void require_array(const char* name, const py::array& array, const py::dtype& dtype,
+                   std::initializer_list<int64_t> shape, bool written = false);
 
 // An array over memory that `owner` keeps alive.
 template <class Owner>
-py::array array_over(const void* memory, const py::dtype& dtype, std::vector<py::ssize_t> shape, std::shared_ptr<Owner> owner) {
+py::array array_over(const void* memory, const py::dtype& dtype, std::vector<py::ssize_t> shape,
+                     std::shared_ptr<Owner> owner) {
   auto* held = new std::shared_ptr<Owner>(std::move(owner));
   const py::capsule base(held, [](void* p) { delete static_cast<std::shared_ptr<Owner>*>(p); });
   return py::array(dtype, std::move(shape), memory, base);

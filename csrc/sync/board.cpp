@@ -11,14 +11,18 @@ void Neighbourhood::signal(int member, uint64_t offset, uint64_t value) const {
 }
 
 Board::Board(const Neighbourhood& group, std::vector<uint64_t> offsets)
-    : group_(group), offsets_(std::move(offsets)), passed_(offsets_.size(), 0), outgoing_(offsets_.size() * record_depth) {
+    : group_(group),
+      offsets_(std::move(offsets)),
+      passed_(offsets_.size(), 0),
+      outgoing_(offsets_.size() * record_depth) {
   std::byte* own = group.own + offsets_[static_cast<size_t>(group.self)];
   progress_ = reinterpret_cast<std::atomic<uint64_t>*>(own);
   records_ = reinterpret_cast<Record*>(own + cache_line);
 }
 
 uint64_t Board::slot_offset(int member, uint64_t seq) const {
-  return offsets_[static_cast<size_t>(member)] + cache_line + (static_cast<uint64_t>(group_.self) * record_depth + seq % record_depth) * sizeof(Record);
+  return offsets_[static_cast<size_t>(member)] + cache_line +
+         (static_cast<uint64_t>(group_.self) * record_depth + seq % record_depth) * sizeof(Record);
 }
 
 void Board::post(int member, uint64_t seq, const Payload& payload) {
@@ -53,7 +57,8 @@ void Board::learn(int member, uint64_t seq) {
 bool Board::passed(int member, uint64_t seq) {
   uint64_t& known = passed_[static_cast<size_t>(member)];
   if (known > seq) return true;
-  known = std::max(known, group_.provider->fetch(group_.controls[static_cast<size_t>(member)], offsets_[static_cast<size_t>(member)]));
+  known = std::max(known, group_.provider->fetch(group_.controls[static_cast<size_t>(member)],
+                                                 offsets_[static_cast<size_t>(member)]));
   return known > seq;
 }
 

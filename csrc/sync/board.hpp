@@ -18,10 +18,10 @@ namespace xccl {
 // How a group's members reach each other's control segments; made once per communicator.
 struct Neighbourhood {
   Provider* provider;
-  int self;                             // index in the group
-  int self_rank;                        // rank in the job: who rings
-  std::byte* own;                       // own control segment
-  std::vector<RemoteRegion> controls;   // control segment of each member
+  int self;                            // index in the group
+  int self_rank;                       // rank in the job: who rings
+  std::byte* own;                      // own control segment
+  std::vector<RemoteRegion> controls;  // control segment of each member
 
   int size() const { return static_cast<int>(controls.size()); }
   // Stores a word in a member's segment, after everything put there before, and wakes it.
@@ -31,7 +31,9 @@ struct Neighbourhood {
 class Board {
  public:
   // Bytes that a board takes in every member's control segment.
-  static uint64_t bytes(int members) { return cache_line + static_cast<uint64_t>(members) * record_depth * sizeof(Record); }
+  static uint64_t bytes(int members) {
+    return cache_line + static_cast<uint64_t>(members) * record_depth * sizeof(Record);
+  }
 
   // offsets: where the board lies in each member's control segment.
   Board(const Neighbourhood& group, std::vector<uint64_t> offsets);
@@ -60,11 +62,11 @@ class Board {
 
   const Neighbourhood& group_;
   std::vector<uint64_t> offsets_;
-  Record* records_;                     // in the own segment
-  std::atomic<uint64_t>* progress_;     // in the own segment
+  Record* records_;                  // in the own segment
+  std::atomic<uint64_t>* progress_;  // in the own segment
   uint64_t finished_ = 0;
-  std::vector<uint64_t> passed_;        // progress of each member, as far as known
-  std::vector<Payload> outgoing_;       // staged path: what puts read from until they are complete
+  std::vector<uint64_t> passed_;   // progress of each member, as far as known
+  std::vector<Payload> outgoing_;  // staged path: what puts read from until they are complete
 };
 
 }  // namespace xccl

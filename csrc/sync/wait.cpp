@@ -12,14 +12,17 @@ constexpr uint64_t vigil_interval_ns = 10'000'000;  // while yielding, when nobo
 }  // namespace
 
 WaitPolicy WaitPolicy::choose(int ranks, int cores, int64_t spin_us) {
-  const uint64_t spin = spin_us >= 0 ? static_cast<uint64_t>(spin_us) * 1000 : ranks <= cores ? 100'000 : 1'000;
+  const uint64_t spin = spin_us >= 0     ? static_cast<uint64_t>(spin_us) * 1000
+                        : ranks <= cores ? 100'000
+                                         : 1'000;
   // A yield lets a rank that shares the core run at once, where a sleep and a wake cost several times as much. But
   // with many ranks per core the yields of those that wait are in the way of those that work.
   const uint64_t yield = ranks <= 8 * cores ? 1'000'000 : 20'000;
   return {spin, yield};
 }
 
-bool Waiter::until_slow(bool (*ready)(void*), void* context, int for_rank, const Deadline& deadline, Vigil& vigil) {
+bool Waiter::until_slow(bool (*ready)(void*), void* context, int for_rank, const Deadline& deadline,
+                        Vigil& vigil) {
   status_.waiting_for.store(static_cast<uint64_t>(for_rank + 1), std::memory_order_relaxed);
   struct Clear {
     StatusLine& status;
@@ -36,8 +39,9 @@ bool Waiter::until_slow(bool (*ready)(void*), void* context, int for_rank, const
       }
     } else {
       const uint64_t left = deadline.remaining_ns();
-      bell_.doorbell.sleep(for_rank, std::min(left, longest_sleep_ns),
-                           [&] { return ready(context) || bell_.alarm.load(std::memory_order_seq_cst) != 0; });
+      bell_.doorbell.sleep(for_rank, std::min(left, longest_sleep_ns), [&] {
+        return ready(context) || bell_.alarm.load(std::memory_order_seq_cst) != 0;
+      });
       if (ready(context)) return true;
     }
     look(vigil);

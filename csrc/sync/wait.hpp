@@ -6,10 +6,10 @@
 // doorbell. A sleep lasts at most 50 ms; after each the vigil is kept.
 #pragma once
 
+#include <sched.h>
+
 #include <atomic>
 #include <cstdint>
-
-#include <sched.h>
 
 #include "base/clock.hpp"
 #include "memory/control_layout.hpp"
@@ -65,7 +65,8 @@ class Waiter {
       }
       look(vigil);
     }
-    return until_slow([](void* context) { return (*static_cast<Ready*>(context))(); }, &ready, for_rank, deadline, vigil);
+    return until_slow([](void* context) { return (*static_cast<Ready*>(context))(); }, &ready, for_rank,
+                      deadline, vigil);
   }
 
  private:

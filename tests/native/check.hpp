@@ -12,26 +12,26 @@
 
 #include "group/communicator.hpp"
 
-#define CHECK(condition)                                                              \
-  do {                                                                                \
-    if (!(condition)) {                                                               \
+#define CHECK(condition)                                                                 \
+  do {                                                                                   \
+    if (!(condition)) {                                                                  \
       std::fprintf(stderr, "%s:%d: CHECK(%s) failed\n", __FILE__, __LINE__, #condition); \
-      std::abort();                                                                   \
-    }                                                                                 \
+      std::abort();                                                                      \
+    }                                                                                    \
   } while (false)
 
 // The call must throw an xccl::Error of this status; gives the error back.
-#define CHECK_THROWS(expression, expected)                                            \
-  [&]() -> xccl::Error {                                                              \
-    try {                                                                             \
-      (void)(expression);                                                             \
-    } catch (const xccl::Error& error) {                                              \
-      if (error.status != (expected)) std::fprintf(stderr, "got: %s\n", error.what()); \
-      CHECK(error.status == (expected));                                              \
-      return error;                                                                   \
-    }                                                                                 \
+#define CHECK_THROWS(expression, expected)                                              \
+  [&]() -> xccl::Error {                                                                \
+    try {                                                                               \
+      (void)(expression);                                                               \
+    } catch (const xccl::Error& error) {                                                \
+      if (error.status != (expected)) std::fprintf(stderr, "got: %s\n", error.what());  \
+      CHECK(error.status == (expected));                                                \
+      return error;                                                                     \
+    }                                                                                   \
     std::fprintf(stderr, "%s:%d: %s did not throw\n", __FILE__, __LINE__, #expression); \
-    std::abort();                                                                     \
+    std::abort();                                                                       \
   }()
 
 namespace test {
@@ -52,8 +52,8 @@ struct Register {
 
 #define TEST_JOIN2(a, b) a##b
 #define TEST_JOIN(a, b) TEST_JOIN2(a, b)
-#define TEST(name)                                                                                    \
-  static void TEST_JOIN(test_body_, __LINE__)();                                                      \
+#define TEST(name)                                                                                        \
+  static void TEST_JOIN(test_body_, __LINE__)();                                                          \
   static const test::Register TEST_JOIN(test_register_, __LINE__)(name, TEST_JOIN(test_body_, __LINE__)); \
   static void TEST_JOIN(test_body_, __LINE__)()
 
@@ -76,7 +76,9 @@ inline xccl::Config local_config(bool direct) {
 }
 
 // Runs body(communicator) on `size` threads, each a rank of one local job. An exception that leaves a body fails the test.
-inline void on_ranks(int size, const xccl::Config& config, const std::function<void(xccl::Communicator&, std::shared_ptr<xccl::Communicator>)>& body) {
+inline void on_ranks(
+    int size, const xccl::Config& config,
+    const std::function<void(xccl::Communicator&, std::shared_ptr<xccl::Communicator>)>& body) {
   static int jobs = 0;
   const std::string job = "test-" + std::to_string(++jobs);
   std::vector<std::thread> ranks;

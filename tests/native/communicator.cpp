@@ -35,11 +35,14 @@ TEST("all_gather gives everybody's bytes in rank order, for any size, with slow 
     for (const int size : {1, 2, 5})
       test::on_ranks(size, test::local_config(direct), [&](Communicator& comm, const auto&) {
         for (int round = 0; round < 40; ++round) {
-          const uint64_t bytes = round == 7 ? 200'000 : static_cast<uint64_t>(round) * 37;  // 0, small, several rounds
-          std::string mine(bytes, static_cast<char>('a' + comm.rank() + round % 7)), all(bytes * static_cast<uint64_t>(size), '?');
+          const uint64_t bytes =
+              round == 7 ? 200'000 : static_cast<uint64_t>(round) * 37;  // 0, small, several rounds
+          std::string mine(bytes, static_cast<char>('a' + comm.rank() + round % 7)),
+              all(bytes * static_cast<uint64_t>(size), '?');
           all_gather(comm, mine.data(), all.data(), bytes);
           for (int rank = 0; rank < size; ++rank)
-            CHECK(all.substr(bytes * static_cast<uint64_t>(rank), bytes) == std::string(bytes, static_cast<char>('a' + rank + round % 7)));
+            CHECK(all.substr(bytes * static_cast<uint64_t>(rank), bytes) ==
+                  std::string(bytes, static_cast<char>('a' + rank + round % 7)));
         }
       });
   test_point_hook = nullptr;
@@ -48,7 +51,8 @@ TEST("all_gather gives everybody's bytes in rank order, for any size, with slow 
 TEST("ranks that disagree about the size are told so on both sides") {
   test::on_ranks(3, test::local_config(true), [](Communicator& comm, const auto&) {
     char mine[16] = {}, all[48];
-    const Error error = CHECK_THROWS(all_gather(comm, mine, all, comm.rank() == 2 ? 16 : 8), Status::Mismatch);
+    const Error error =
+        CHECK_THROWS(all_gather(comm, mine, all, comm.rank() == 2 ? 16 : 8), Status::Mismatch);
     CHECK(error.ranks == (comm.rank() == 2 ? std::vector<int>{0, 1} : std::vector<int>{2}));
     CHECK(error.op == "all_gather");
   });

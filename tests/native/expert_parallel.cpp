@@ -15,7 +15,9 @@ using namespace xccl;
 namespace {
 
 // The value of element i of a token: exact in float32, different for every rank, call, token and object.
-float value(int object, int rank, int call, int token, int i) { return static_cast<float>(((object * 8 + rank) * 64 + call % 64) * 1024 + token * 16 + i % 16); }
+float value(int object, int rank, int call, int token, int i) {
+  return static_cast<float>(((object * 8 + rank) * 64 + call % 64) * 1024 + token * 16 + i % 16);
+}
 
 struct Case {
   int ranks, experts, hidden, tokens, topk, calls;
@@ -26,7 +28,10 @@ struct Case {
 class Player {
  public:
   Player(std::shared_ptr<Communicator> comm, const Case& shape, int object)
-      : case_(shape), object_(object), ep_(comm, {shape.experts, shape.hidden, shape.tokens, shape.topk, RowType::float32}), random_(static_cast<unsigned>(comm->rank() * 100 + object)) {}
+      : case_(shape),
+        object_(object),
+        ep_(comm, {shape.experts, shape.hidden, shape.tokens, shape.topk, RowType::float32}),
+        random_(static_cast<unsigned>(comm->rank() * 100 + object)) {}
 
   void play(int call) {
     make_tokens(call);
@@ -44,8 +49,10 @@ class Player {
     const uint64_t elements = d->rows() * static_cast<uint64_t>(case_.hidden);
     std::vector<float> own;
     float* result = rows;
-    if (const auto way = random_() % 3; way == 1) result = reinterpret_cast<float*>(ep_.output_buffer(*d, -1));
-    else if (way == 2) own.resize(elements + 1), result = own.data();
+    if (const auto way = random_() % 3; way == 1)
+      result = reinterpret_cast<float*>(ep_.output_buffer(*d, -1));
+    else if (way == 2)
+      own.resize(elements + 1), result = own.data();
     for (uint64_t i = 0; i < elements; ++i) result[i] = rows[i] + 1;
     ep_.combine(result, *d, nullptr, y_.data(), -1);
     if (!own.empty()) std::fill(own.begin(), own.end(), -1.0f);  // private memory is the caller's again
@@ -59,10 +66,12 @@ class Player {
     tokens_ = random_() % 3 == 0 ? 0 : static_cast<int>(random_() % static_cast<unsigned>(case_.tokens + 1));
     x_.resize(static_cast<size_t>(tokens_ * case_.hidden));
     for (int t = 0; t < tokens_; ++t)
-      for (int i = 0; i < case_.hidden; ++i) x_[static_cast<size_t>(t * case_.hidden + i)] = value(object_, ep_.comm().rank(), call, t, i);
+      for (int i = 0; i < case_.hidden; ++i)
+        x_[static_cast<size_t>(t * case_.hidden + i)] = value(object_, ep_.comm().rank(), call, t, i);
     idx_.resize(static_cast<size_t>(tokens_ * case_.topk));
     weights_.assign(idx_.size(), 1.0f);
-    for (auto& expert : idx_) expert = static_cast<int64_t>(random_() % static_cast<unsigned>(case_.experts + 1)) - 1;
+    for (auto& expert : idx_)
+      expert = static_cast<int64_t>(random_() % static_cast<unsigned>(case_.experts + 1)) - 1;
     y_.assign(x_.size(), -7.0f);
   }
 
@@ -73,7 +82,8 @@ class Player {
     CHECK(total == static_cast<int64_t>(d.rows()));
     for (uint64_t row = 0; row < d.rows(); ++row)
       for (int i = 0; i < case_.hidden; ++i)
-        CHECK(rows[row * static_cast<uint64_t>(case_.hidden) + static_cast<uint64_t>(i)] == value(object_, d.routing->src_rank[row], call, d.routing->src_token[row], i));
+        CHECK(rows[row * static_cast<uint64_t>(case_.hidden) + static_cast<uint64_t>(i)] ==
+              value(object_, d.routing->src_rank[row], call, d.routing->src_token[row], i));
   }
 
   void check_sums(int call) {
@@ -81,7 +91,8 @@ class Player {
       int experts = 0;
       for (int k = 0; k < case_.topk; ++k) experts += idx_[static_cast<size_t>(t * case_.topk + k)] >= 0;
       for (int i = 0; i < case_.hidden; ++i)
-        CHECK(y_[static_cast<size_t>(t * case_.hidden + i)] == static_cast<float>(experts) * (value(object_, ep_.comm().rank(), call, t, i) + 1));
+        CHECK(y_[static_cast<size_t>(t * case_.hidden + i)] ==
+              static_cast<float>(experts) * (value(object_, ep_.comm().rank(), call, t, i) + 1));
     }
   }
 
@@ -95,23 +106,29 @@ class Player {
 };
 
 void play(const Case& shape) {
-  test::on_ranks(shape.ranks, test::local_config(shape.direct), [&](Communicator&, std::shared_ptr<Communicator> comm) {
-    Player first(comm, shape, 0);
-    Player second(comm, {shape.ranks, shape.experts + 1, shape.hidden + 3, shape.tokens, shape.topk, shape.calls, shape.direct}, 1);
-    for (int call = 0; call < shape.calls; ++call) {
-      first.play(call);
-      if (call % 3 == 0) second.play(call);
-    }
-    first.close();
-    second.close();
-  });
+  test::on_ranks(shape.ranks, test::local_config(shape.direct),
+                 [&](Communicator&, std::shared_ptr<Communicator> comm) {
+                   Player first(comm, shape, 0);
+                   Player second(comm,
+                                 {shape.ranks, shape.experts + 1, shape.hidden + 3, shape.tokens, shape.topk,
+                                  shape.calls, shape.direct},
+                                 1);
+                   for (int call = 0; call < shape.calls; ++call) {
+                     first.play(call);
+                     if (call % 3 == 0) second.play(call);
+                   }
+                   first.close();
+                   second.close();
+                 });
 }
 
 }  // namespace
 
 TEST("rows and sums are right for many shapes, direct and staged") {
   for (const bool direct : {true, false})
-    for (const Case& shape : {Case{1, 4, 8, 5, 2, 50, direct}, Case{2, 6, 16, 9, 3, 100, direct}, Case{3, 2, 5, 7, 2, 60, direct}, Case{5, 7, 3, 4, 4, 40, direct}}) play(shape);
+    for (const Case& shape : {Case{1, 4, 8, 5, 2, 50, direct}, Case{2, 6, 16, 9, 3, 100, direct},
+                              Case{3, 2, 5, 7, 2, 60, direct}, Case{5, 7, 3, 4, 4, 40, direct}})
+      play(shape);
 }
 
 TEST("rows stay right when ranks sleep between publishing and pulling") {
@@ -129,7 +146,8 @@ TEST("one rank that is always slow does not see rows of later calls") {
     static std::atomic<std::thread::id> slow{};
     std::thread::id none{};
     slow.compare_exchange_strong(none, std::this_thread::get_id());
-    if (slow.load() == std::this_thread::get_id() && std::string(name) == "ep.arrived") std::this_thread::sleep_for(std::chrono::milliseconds(2));
+    if (slow.load() == std::this_thread::get_id() && std::string(name) == "ep.arrived")
+      std::this_thread::sleep_for(std::chrono::milliseconds(2));
   };
   play({3, 6, 16, 9, 3, 60, true});
   test_point_hook = nullptr;
@@ -141,14 +159,17 @@ TEST("a routing is used again, also after its rows are gone, and a different one
     const std::vector<float> x = {1, 2, 3, 4, 5, 6}, weights(6, 0.5f);
     const std::vector<int64_t> idx = {0, 3, 1, -1, 2, 2};
     std::vector<std::shared_ptr<const Routing>> routings;
-    for (int i = 0; i < 2; ++i) routings.push_back(ep.dispatch(x.data(), {idx.data(), true, weights.data(), 3}, nullptr, -1)->routing);
+    for (int i = 0; i < 2; ++i)
+      routings.push_back(ep.dispatch(x.data(), {idx.data(), true, weights.data(), 3}, nullptr, -1)->routing);
     for (int i = 0; i < 5; ++i) {
       auto d = ep.dispatch(x.data(), {nullptr, true, nullptr, 3}, routings[0], -1);
       std::vector<float> y(6);
       ep.combine(d->lease->slot().x.base(), *d, nullptr, y.data(), -1);
       CHECK((y == std::vector<float>{1, 2, 1.5f, 2, 5, 6}));
     }
-    const Error error = CHECK_THROWS(ep.dispatch(x.data(), {nullptr, true, nullptr, 3}, routings[comm->rank() == 1], -1), Status::Mismatch);
+    const Error error =
+        CHECK_THROWS(ep.dispatch(x.data(), {nullptr, true, nullptr, 3}, routings[comm->rank() == 1], -1),
+                     Status::Mismatch);
     CHECK(error.ranks == (comm->rank() == 1 ? std::vector<int>{0, 2} : std::vector<int>{1}));
   });
 }

@@ -1,6 +1,4 @@
 // The row kernels of every instruction set against a slow and obvious sum, bit for bit.
-#include "moe/kernels/weighted_sum.hpp"
-
 #include <bit>
 #include <cfenv>
 #include <cmath>
@@ -8,6 +6,7 @@
 #include <random>
 
 #include "check.hpp"
+#include "moe/kernels/weighted_sum.hpp"
 
 using namespace xccl;
 
@@ -17,16 +16,23 @@ float half_to_float(uint16_t half) {
   const int exponent = half >> 10 & 31, fraction = half & 1023;
   const float sign = half & 0x8000 ? -1.0f : 1.0f;
   if (exponent == 31) return fraction ? std::nanf("") : sign * INFINITY;
-  return sign * (exponent ? std::ldexp(1.0f + static_cast<float>(fraction) / 1024, exponent - 15) : std::ldexp(static_cast<float>(fraction) / 1024, -14));
+  return sign * (exponent ? std::ldexp(1.0f + static_cast<float>(fraction) / 1024, exponent - 15)
+                          : std::ldexp(static_cast<float>(fraction) / 1024, -14));
 }
 
 float load(RowType type, const void* row, size_t i) {
   uint16_t bits16;
   float value;
   switch (type) {
-    case RowType::float32: std::memcpy(&value, static_cast<const char*>(row) + 4 * i, 4); return value;
-    case RowType::bfloat16: std::memcpy(&bits16, static_cast<const char*>(row) + 2 * i, 2); return std::bit_cast<float>(uint32_t{bits16} << 16);
-    case RowType::float16: std::memcpy(&bits16, static_cast<const char*>(row) + 2 * i, 2); return half_to_float(bits16);
+    case RowType::float32:
+      std::memcpy(&value, static_cast<const char*>(row) + 4 * i, 4);
+      return value;
+    case RowType::bfloat16:
+      std::memcpy(&bits16, static_cast<const char*>(row) + 2 * i, 2);
+      return std::bit_cast<float>(uint32_t{bits16} << 16);
+    case RowType::float16:
+      std::memcpy(&bits16, static_cast<const char*>(row) + 2 * i, 2);
+      return half_to_float(bits16);
   }
   std::abort();
 }
@@ -43,13 +49,16 @@ uint16_t round16(float value, uint16_t infinity, uint16_t nan, AsFloat as_float)
     (static_cast<double>(as_float(middle)) <= magnitude ? low : high) = middle;
   }
   // Beyond the largest finite number, rounding acts as if the next power of two were there.
-  const double below = as_float(low), above = high == infinity ? 2 * static_cast<double>(as_float(low)) - as_float(static_cast<uint16_t>(low - 1)) : static_cast<double>(as_float(high));
+  const double below = as_float(low), above = high == infinity ? 2 * static_cast<double>(as_float(low)) -
+                                                                     as_float(static_cast<uint16_t>(low - 1))
+                                                               : static_cast<double>(as_float(high));
   const double middle = (below + above) / 2;
   const bool up = magnitude > middle || (magnitude == middle && (low & 1));
   return sign | (std::isinf(value) || up ? high : low);
 }
 
-std::string slow_sum(RowType type, const std::vector<std::string>& rows, const std::vector<float>& weights, size_t hidden) {
+std::string slow_sum(RowType type, const std::vector<std::string>& rows, const std::vector<float>& weights,
+                     size_t hidden) {
   std::string out(hidden * element_bytes(type), '\0');
   for (size_t i = 0; i < hidden; ++i) {
     float sum = 0;
@@ -62,18 +71,22 @@ std::string slow_sum(RowType type, const std::vector<std::string>& rows, const s
       std::memcpy(&out[4 * i], &sum, 4);
     } else {
       const uint16_t bits = type == RowType::float16 ? round16(sum, 0x7c00, 0x7e00, half_to_float)
-                                                     : round16(sum, 0x7f80, 0x7fc0, [](uint16_t b) { return std::bit_cast<float>(uint32_t{b} << 16); });
+                                                     : round16(sum, 0x7f80, 0x7fc0, [](uint16_t b) {
+                                                         return std::bit_cast<float>(uint32_t{b} << 16);
+                                                       });
       std::memcpy(&out[2 * i], &bits, 2);
     }
   }
   return out;
 }
 
-std::string fast_sum(const Kernels& kernels, RowType type, const std::vector<std::string>& rows, const std::vector<float>& weights, size_t hidden) {
+std::string fast_sum(const Kernels& kernels, RowType type, const std::vector<std::string>& rows,
+                     const std::vector<float>& weights, size_t hidden) {
   std::string out(hidden * element_bytes(type) + 1, '\x55');
   std::vector<const void*> pointers;
   for (const auto& row : rows) pointers.push_back(row.data());
-  kernels.weighted_sum(type)(out.data(), pointers.data(), weights.data(), static_cast<int>(rows.size()), hidden);
+  kernels.weighted_sum(type)(out.data(), pointers.data(), weights.data(), static_cast<int>(rows.size()),
+                             hidden);
   CHECK(out.back() == '\x55');
   out.pop_back();
   return out;
@@ -93,8 +106,11 @@ TEST("every kernel gives the bits of the slow sum, for random rows of any length
           std::vector<float> weights;
           for (auto& row : rows) {
             row.resize(hidden * element_bytes(type));
-            for (auto& c : row) c = static_cast<char>(random());  // every bit pattern: NaN, infinities, denormals too
-            weights.push_back(random() % 8 ? std::bit_cast<float>(static_cast<uint32_t>(0x3e000000u + random() % 0x02000000u)) : std::bit_cast<float>(static_cast<uint32_t>(random())));
+            for (auto& c : row)
+              c = static_cast<char>(random());  // every bit pattern: NaN, infinities, denormals too
+            weights.push_back(random() % 8 ? std::bit_cast<float>(
+                                                 static_cast<uint32_t>(0x3e000000u + random() % 0x02000000u))
+                                           : std::bit_cast<float>(static_cast<uint32_t>(random())));
           }
           CHECK(fast_sum(*kernels, type, rows, weights, hidden) == slow_sum(type, rows, weights, hidden));
         }
@@ -120,7 +136,8 @@ TEST("weight one gives every 16-bit number back, NaN as the canonical one") {
 }
 
 TEST("results do not change with the program's rounding mode or flush-to-zero") {
-  const std::vector<std::string> rows = {std::string("\x01\x00\x03\x00\xff\x7b\x01\x3c", 8), std::string("\x02\x00\x01\x80\x01\x00\x01\x40", 8)};
+  const std::vector<std::string> rows = {std::string("\x01\x00\x03\x00\xff\x7b\x01\x3c", 8),
+                                         std::string("\x02\x00\x01\x80\x01\x00\x01\x40", 8)};
   const std::vector<float> weights = {0.75f, 0.3f};
   for (const Kernels* kernels : usable_kernels()) {
     const std::string expected = fast_sum(*kernels, RowType::float16, rows, weights, 4);

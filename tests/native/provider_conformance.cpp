@@ -163,7 +163,8 @@ TEST("what leaves a region, and a key that is not the rank's, is refused") {
     const Region region = committed_region(*pair.a);
     const RemoteRegion remote = pair.b->attach(0, region.key);
     char byte = 0;
-    for (const Transfer& transfer : {Transfer{&byte, region.bytes, 1}, Transfer{&byte, UINT64_MAX, 2}, Transfer{&byte, 0, region.bytes + 1}})
+    for (const Transfer& transfer : {Transfer{&byte, region.bytes, 1}, Transfer{&byte, UINT64_MAX, 2},
+                                     Transfer{&byte, 0, region.bytes + 1}})
       CHECK_THROWS(pair.b->put(remote, &transfer, 1), Status::Failure);
     CHECK_THROWS(pair.b->signal(remote, region.bytes, 1), Status::Failure);
     RegionKey wrong = region.key;

@@ -12,7 +12,8 @@ std::vector<const Kernels*> usable_kernels() {
   std::vector<const Kernels*> out;
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))
     out.push_back(&avx512_kernels);
   if (__builtin_cpu_supports("avx2")) out.push_back(&avx2_kernels);
 #endif

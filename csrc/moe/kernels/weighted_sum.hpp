@@ -14,7 +14,8 @@
 namespace xccl {
 
 // y: `hidden` elements; rows: `count` pointers to as many elements each; count 0 gives zeros.
-using WeightedSum = void (*)(void* y, const void* const* rows, const float* weights, int count, uint64_t hidden);
+using WeightedSum = void (*)(void* y, const void* const* rows, const float* weights, int count,
+                             uint64_t hidden);
 
 // One instruction set's kernels.
 struct Kernels {

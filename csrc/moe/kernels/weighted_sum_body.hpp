@@ -42,7 +42,9 @@ struct Float16 {
     const uint32_t normal = shifted + (112u << 23);
     const uint32_t special = normal + (112u << 23);
     const float denormal = std::bit_cast<float>(shifted + (113u << 23)) - std::bit_cast<float>(113u << 23);
-    const uint32_t magnitude = exponent == 0x0f800000u ? special : exponent == 0 ? std::bit_cast<uint32_t>(denormal) : normal;
+    const uint32_t magnitude = exponent == 0x0f800000u ? special
+                               : exponent == 0         ? std::bit_cast<uint32_t>(denormal)
+                                                       : normal;
     return std::bit_cast<float>(sign | magnitude);
   }
   // Round to nearest even: normals by adding half a unit and the lowest kept bit; results below 2^-14 by letting
@@ -61,7 +63,8 @@ struct Float16 {
 };
 
 template <class Type>
-inline void sum_block(unsigned char* y, const unsigned char* const* rows, const float* weights, int count, uint64_t first, uint64_t elements) {
+inline void sum_block(unsigned char* y, const unsigned char* const* rows, const float* weights, int count,
+                      uint64_t first, uint64_t elements) {
   using Bits = typename Type::Bits;
   float sum[block];
   Bits in[block];
