@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 import itertools
 import math
+import operator
 import os
 import sys
 import uuid
@@ -67,11 +68,14 @@ def init(
 
 
 def _identity(rank: int | None, size: int | None, job: str | None) -> LaunchInfo:
+    if not (job is None or isinstance(job, str)):
+        raise InvalidArgument(f"job={job!r}: expected a text")
     if (rank is None) != (size is None):
         raise InvalidArgument("rank= and size= belong together: give both, or neither under a launcher")
     if rank is not None and size is not None:
         if job is None and size > 1:
             raise InvalidArgument("job= is missing: give a name that all ranks of this job, and no other job, use")
+        rank, size = whole("rank", rank), whole("size", size)
         return LaunchInfo(rank, size, rank, size, job or f"alone-{uuid.uuid4()}", "arguments")
     info = detect()
     if info is None:
@@ -99,6 +103,17 @@ def _seconds(name: str, value: float) -> float:
     if not (isinstance(value, (int, float)) and math.isfinite(value) and value > 0):
         raise InvalidArgument(f"{name}={value!r}: expected a positive number of seconds; every wait is bounded")
     return float(value)
+
+
+def whole(name: str, value: Any, lowest: int = -(2**31), highest: int = 2**31 - 1) -> int:
+    """`value` as an int. InvalidArgument, naming the argument, if it is none or out of range."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise InvalidArgument(f"{name}={value!r}: expected a whole number") from None
+    if not lowest <= number <= highest:
+        raise InvalidArgument(f"{name}={number}: expected {lowest} to {highest}")
+    return number
 
 
 def deadline(timeout: float | None) -> float:
@@ -179,6 +194,8 @@ class Communicator:
         shape = (self.size, *mine.shape)
         if out is None:
             out = np.empty(shape, mine.dtype).view(Array)
+        elif not isinstance(out, np.ndarray):
+            raise InvalidArgument(f"out is a {type(out).__name__}: expected a numpy array")
         elif out.shape != shape or out.dtype != mine.dtype or not out.flags.c_contiguous or not out.flags.writeable:
             raise InvalidArgument(
                 f"out has shape {out.shape} and dtype {out.dtype}: expected a writable C-contiguous array of shape "

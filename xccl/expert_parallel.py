@@ -16,7 +16,7 @@ import numpy as np
 
 from xccl import _core
 from xccl.array import Array, as_array, as_dtype
-from xccl.communicator import Communicator, deadline
+from xccl.communicator import Communicator, deadline, whole
 from xccl.errors import InvalidArgument
 
 Routing = _core.Routing
@@ -68,16 +68,19 @@ class ExpertParallel:
     ) -> None:
         self._dtype = _row_dtype(dtype)
         _refuse_planned(self._dtype, dispatch_quant, combine_quant, combine_dtype, layout)
-        self.num_experts, self.hidden, self.max_tokens, self.topk = num_experts, hidden, max_tokens, topk
+        self.num_experts = whole("num_experts", num_experts)
+        self.hidden = whole("hidden", hidden)
+        self.max_tokens = whole("max_tokens", max_tokens)
+        self.topk = whole("topk", topk)
         self._native = _core.ExpertParallel(
             comm=comm._native,
-            num_experts=num_experts,
-            hidden=hidden,
-            max_tokens=max_tokens,
-            topk=topk,
+            num_experts=self.num_experts,
+            hidden=self.hidden,
+            max_tokens=self.max_tokens,
+            topk=self.topk,
             dtype=self._dtype.name,
             np_dtype=self._dtype,
-            results=results,
+            results=whole("results", results),
         )
         self.comm = comm
         comm._dependents.add(self)
@@ -98,7 +101,7 @@ class ExpertParallel:
         Two buffers are used in turn, so one is valid until the next but one call of input_buffer. It waits, rarely,
         until all ranks have pulled what was last dispatched from it. Raises InvalidArgument if n exceeds max_tokens.
         """
-        return self._native.input_buffer(n, deadline(timeout)).view(Array)
+        return self._native.input_buffer(whole("n", n), deadline(timeout)).view(Array)
 
     def dispatch(
         self,
@@ -129,6 +132,8 @@ class ExpertParallel:
             routing is not None and not (topk_idx is None and topk_weights is None)
         ):
             raise InvalidArgument("dispatch takes either topk_idx and topk_weights, or routing=")
+        if not (routing is None or isinstance(routing, Routing)):
+            raise InvalidArgument(f"routing is a {type(routing).__name__}: expected d.routing of an earlier dispatch")
         native = self._native.dispatch(
             rows,
             None if topk_idx is None else as_array("topk_idx", topk_idx),
@@ -161,6 +166,8 @@ class ExpertParallel:
 
         Raises: as `dispatch`.
         """
+        if not isinstance(d, Dispatched):
+            raise InvalidArgument(f"d is a {type(d).__name__}: expected the result of a dispatch")
         tokens = d.routing.num_tokens
         if out is None:
             out = np.empty((tokens, self.hidden), self._dtype).view(Array)
@@ -216,10 +223,13 @@ class ExpertParallel:
             rows: received per call at the most; an even spread of that many tokens per rank if not given.
             in_place: combine is always given d.x itself, so that output buffers are never used.
         """
-        if not 0 <= rank < size:
-            raise InvalidArgument(f"rank={rank}: expected 0 to {size - 1}")
-        tokens = max_tokens if tokens is None else tokens
-        if rows is None:
+        rank = whole("rank", rank, 0, whole("size", size, 1) - 1)
+        shape = {"num_experts": num_experts, "hidden": hidden, "max_tokens": max_tokens, "topk": topk, "results": results}
+        num_experts, hidden, max_tokens, topk, results = (whole(name, value, 1) for name, value in shape.items())
+        tokens = max_tokens if tokens is None else whole("tokens", tokens, 0, max_tokens)
+        if rows is not None:
+            rows = whole("rows", rows, 0)
+        else:
             local = num_experts // size + (rank < num_experts % size)
             rows = math.ceil(size * tokens * topk * local / num_experts)
         name = _row_dtype(dtype).name

@@ -4,6 +4,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 
 #include "base/error.hpp"
 #include "group/bootstrap.hpp"
@@ -16,6 +17,7 @@ struct Meeting {
   std::condition_variable changed;
   int size = 0;
   std::map<int, std::string> arrived;  // rank -> bytes; local ranks have no descriptors to pass
+  std::optional<Error> failed;         // why it will never be complete: all who wait are told the same
   bool complete() const { return static_cast<int>(arrived.size()) == size; }
 };
 
@@ -23,6 +25,14 @@ std::mutex mutex;
 std::map<std::string, std::shared_ptr<Meeting>>& meetings() {
   static std::map<std::string, std::shared_ptr<Meeting>> table;
   return table;
+}
+
+// Ends a meeting for everybody. A later rank begins a new one.
+[[noreturn]] void give_up(Meeting& meeting, const std::string& job, const Error& error) {
+  meeting.failed = error;
+  meetings().erase(job);
+  meeting.changed.notify_all();
+  throw error;
 }
 
 }  // namespace
@@ -36,8 +46,11 @@ std::vector<Parcel> bootstrap_local(const JobSpec& spec, Parcel mine, const Dead
   }
   const std::shared_ptr<Meeting> meeting = entry;
   if (meeting->size != spec.size)
-    fail(Status::Mismatch, "job \"", spec.job, "\" was started with ", meeting->size, " ranks, rank ",
-         spec.rank, " says ", spec.size);
+    give_up(*meeting, spec.job,
+            Error(Status::Mismatch,
+                  text("job \"", spec.job, "\" was started with ", meeting->size, " ranks, rank ", spec.rank,
+                       " says ", spec.size),
+                  {spec.rank}));
   if (!meeting->arrived.emplace(spec.rank, mine.bytes).second)
     fail(Status::InvalidArgument, "job \"", spec.job, "\" already has a rank ", spec.rank,
          "; give each job its own name");
@@ -48,6 +61,7 @@ std::vector<Parcel> bootstrap_local(const JobSpec& spec, Parcel mine, const Dead
   while (!meeting->complete()) {
     meeting->changed.wait_for(lock, std::chrono::milliseconds(20));
     if (meeting->complete()) break;
+    if (meeting->failed) throw *meeting->failed;
     const auto leave = [&] {
       meeting->arrived.erase(spec.rank);
       if (meeting->arrived.empty()) meetings().erase(spec.job);
@@ -59,19 +73,19 @@ std::vector<Parcel> bootstrap_local(const JobSpec& spec, Parcel mine, const Dead
         lock.lock();
       } catch (...) {
         lock.lock();
-        if (!meeting->complete()) leave();
+        if (!meeting->complete() && !meeting->failed) leave();
         throw;
       }
     }
-    if (!deadline.passed() || meeting->complete()) continue;
+    if (!deadline.passed() || meeting->complete() || meeting->failed) continue;
     std::vector<int> missing;
     for (int rank = 0; rank < spec.size; ++rank)
       if (!meeting->arrived.count(rank)) missing.push_back(rank);
-    leave();
-    throw Error(Status::Timeout,
-                text(rank_list(missing), " of job \"", spec.job, "\" did not arrive within ",
-                     deadline.seconds(), " s"),
-                missing);
+    give_up(*meeting, spec.job,
+            Error(Status::Timeout,
+                  text(rank_list(missing), " of job \"", spec.job, "\" did not arrive within ",
+                       deadline.seconds(), " s"),
+                  missing));
   }
   std::vector<Parcel> parcels(static_cast<size_t>(spec.size));
   for (auto& [rank, bytes] : meeting->arrived) parcels[static_cast<size_t>(rank)].bytes = bytes;

@@ -20,6 +20,7 @@ class DispatchCall {
     if (!fresh_) return;
     op_.phase("routing");
     made_ = std::make_shared<Routing>();
+    made_->maker = ep.serial_;
     made_->id = op.seq;
     route(topk, static_cast<int>(ep.shape_.topk), ep.placement_, *made_);
     routing_ = made_;
@@ -232,6 +233,8 @@ std::shared_ptr<Dispatched> ExpertParallel::dispatch(const void* x, const TopK& 
   if (topk.tokens < 0 || topk.tokens > shape_.max_tokens)
     fail(Status::InvalidArgument, "x has ", topk.tokens,
          " tokens: expected 0 to max_tokens=", shape_.max_tokens);
+  if (routing && routing->maker != serial_)
+    fail(Status::InvalidArgument, "routing= was made by another ExpertParallel");
   if (routing && routing->tokens != topk.tokens)
     fail(Status::InvalidArgument, "x has ", topk.tokens, " tokens, but routing= was made for ",
          routing->tokens);

@@ -14,6 +14,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "base/error.hpp"
 #include "memory/mapping.hpp"
 #include "memory/range_allocator.hpp"
 #include "moe/placement.hpp"
@@ -29,6 +30,23 @@ struct EpShape {
 
   uint64_t row_bytes() const { return static_cast<uint64_t>(hidden) * element_bytes(dtype); }
 };
+
+// InvalidArgument, naming the argument, for a shape that cannot be.
+inline void check(const EpShape& shape, int ranks) {
+  const auto require = [](const char* name, int64_t value, int64_t lowest, int64_t highest) {
+    if (value < lowest || value > highest)
+      fail(Status::InvalidArgument, name, "=", value, ": expected ", lowest, " to ", highest);
+  };
+  require("num_experts", shape.num_experts, 1, 1 << 20);
+  require("hidden", shape.hidden, 1, 1 << 24);
+  require("max_tokens", shape.max_tokens, 1, 1 << 24);
+  require("topk", shape.topk, 1, 1024);
+  require("results", shape.results, 1, 1024);
+  const int64_t worst = shape.max_tokens * shape.topk * ranks;
+  if (worst > INT32_MAX)
+    fail(Status::InvalidArgument, "max_tokens * topk * ranks is ", worst, ", more rows than ", INT32_MAX,
+         "; use a smaller max_tokens and several calls");
+}
 
 struct EpPiece {
   uint64_t offset = 0, bytes = 0;

@@ -1,5 +1,6 @@
 #include "moe/expert_parallel.hpp"
 
+#include <atomic>
 #include <cstring>
 
 #include "base/test_point.hpp"
@@ -15,12 +16,20 @@ struct ExpertParallel::Card {
   uint64_t oldest_open;  // all ExpertParallel objects made before this one are closed on that rank
 };
 
+namespace {
+uint64_t next_serial() {
+  static std::atomic<uint64_t> made{0};
+  return made.fetch_add(1, std::memory_order_relaxed) + 1;  // relaxed: only has to differ
+}
+}  // namespace
+
 ExpertParallel::ExpertParallel(std::shared_ptr<Communicator> comm, const EpShape& shape)
     : comm_(std::move(comm)),
       shape_(shape),
       placement_(static_cast<int>(shape.num_experts), comm_->size()),
-      kernels_(select_kernels(comm_->world().config().kernels)) {
-  check_shape();
+      kernels_(select_kernels(comm_->world().config().kernels)),
+      serial_(next_serial()) {
+  check(shape_, comm_->size());
   comm_->require_usable();
   memory_ = std::make_shared<EpMemory>(comm_->share_world(), shape_, placement_);
   board_offset_ = comm_->world().allocate_lines(Board::bytes(comm_->size()));
@@ -37,22 +46,6 @@ ExpertParallel::~ExpertParallel() {
   // Not closed by the user, perhaps in the middle of an error: do not wait for anybody.
   if (in_use(seq_)) memory_->still_pulled = true;
   comm_->retire(id_, board_offset_, Board::bytes(comm_->size()));
-}
-
-void ExpertParallel::check_shape() const {
-  const auto require = [](const char* name, int64_t value, int64_t lowest, int64_t highest) {
-    if (value < lowest || value > highest)
-      fail(Status::InvalidArgument, name, "=", value, ": expected ", lowest, " to ", highest);
-  };
-  require("num_experts", shape_.num_experts, 1, 1 << 20);
-  require("hidden", shape_.hidden, 1, 1 << 24);
-  require("max_tokens", shape_.max_tokens, 1, 1 << 24);
-  require("topk", shape_.topk, 1, 1024);
-  require("results", shape_.results, 1, 1024);
-  const int64_t worst = shape_.max_tokens * shape_.topk * comm_->size();
-  if (worst > INT32_MAX)
-    fail(Status::InvalidArgument, "max_tokens * topk * ranks is ", worst, ", more rows than ", INT32_MAX,
-         "; use a smaller max_tokens and several calls");
 }
 
 void ExpertParallel::meet() {

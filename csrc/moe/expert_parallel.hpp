@@ -63,7 +63,6 @@ class ExpertParallel {
   friend class CombineCall;
   struct Card;
 
-  void check_shape() const;
   void require_open() const;
   void require_ours(const Dispatched& result) const;
   void meet();
@@ -81,7 +80,8 @@ class ExpertParallel {
   Placement placement_;
   const Kernels& kernels_;
   std::shared_ptr<EpMemory> memory_;
-  uint64_t id_ = 0;  // number of this ExpertParallel on its communicator
+  const uint64_t serial_;  // tells it from all others of this process, also from those that are gone
+  uint64_t id_ = 0;        // number of this ExpertParallel on its communicator
   uint64_t board_offset_ = 0;
   std::optional<Board> board_;
   std::vector<RemoteRegion> peers_;

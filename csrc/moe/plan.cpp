@@ -7,6 +7,7 @@
 namespace xccl {
 
 std::vector<PlanLine> plan(const EpShape& shape, int ranks, int rank, const PlanLoad& load) {
+  check(shape, ranks);
   const Placement placement(static_cast<int>(shape.num_experts), ranks);
   const EpLayout layout(shape, placement, rank);
   const auto pages = [](uint64_t bytes) { return round_up(bytes, page_granule); };

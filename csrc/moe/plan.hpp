@@ -24,6 +24,7 @@ struct PlanLoad {
   bool in_place;    // combine is given d.x itself, so no second set of rows is needed
 };
 
+// ranks > 0, 0 <= rank < ranks. InvalidArgument as for the ExpertParallel itself.
 std::vector<PlanLine> plan(const EpShape& shape, int ranks, int rank, const PlanLoad& load);
 
 }  // namespace xccl

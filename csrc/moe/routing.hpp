@@ -22,7 +22,8 @@ struct TopK {
 constexpr uint32_t no_pair = UINT32_MAX;
 
 struct Routing {
-  uint64_t id = 0;  // number of the dispatch that made it, on its ExpertParallel
+  uint64_t maker = 0;  // the ExpertParallel that made it (ExpertParallel::serial)
+  uint64_t id = 0;     // number of the dispatch that made it, there
   int64_t tokens = 0;
 
   // --- Source's side. A pair's place in the order (position, token, slot) is its index. ---

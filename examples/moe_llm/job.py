@@ -1,0 +1,93 @@
+"""What the main program and the ranks tell each other, as files in one folder: JSON and .npy, never code.
+
+job.json          the work, written before the ranks start
+rank<r>.events    one JSON line per new token, appended while the ranks run
+rank<r>.stats     what a rank measured, written at its end
+k<k>-<id>.npy     logits of a teacher-forced request, (tokens, vocabulary)
+
+Called by demo.py, launcher.py and rank.py. Not here: starting processes (launcher.py).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+GENERATE = "generate"
+TEACHER_FORCED = "teacher_forced"
+
+
+@dataclass(frozen=True)
+class Request:
+    """A sequence to work on: generate up to max_new tokens behind `tokens`, or only read them."""
+
+    id: int
+    tokens: list[int]
+    max_new: int = 0
+
+
+@dataclass(frozen=True)
+class Job:
+    """The work of one launch. With several topks, the whole work is done once for each."""
+
+    mode: str
+    prepared: str
+    topks: list[int]
+    max_tokens: int
+    end_token: int
+    requests: list[Request]
+    broken_expert: tuple[int, int] | None = None  # (layer, expert) that shall return zeros: see --break-expert
+
+    def write(self, folder: Path) -> None:
+        (folder / "job.json").write_text(json.dumps(asdict(self)))
+
+    @staticmethod
+    def read(folder: Path) -> Job:
+        fields = json.loads((folder / "job.json").read_text())
+        fields["requests"] = [Request(**request) for request in fields["requests"]]
+        return Job(**fields)
+
+
+@dataclass(frozen=True)
+class Event:
+    """One generated token, the logit it won with, and whether it is the request's last."""
+
+    request: int
+    token: int
+    logit: float
+    last: bool
+
+
+@dataclass(frozen=True)
+class RankStats:
+    """What one rank did and how long each part took."""
+
+    rank: int
+    seconds: float
+    phases: dict[str, float]
+    steps: int
+    idle_steps: int  # steps in which it had no token of its own
+    read_tokens: int  # tokens that went through its attention
+    new_tokens: int
+    rows_sent: int  # (token, expert) rows to other ranks; as many come back
+    rows_kept: int  # those whose expert was on the same rank
+    own_memory: int  # bytes that no other process shares
+    experts: list[int]
+    load: list[list[int]]  # rows by layer and local expert
+
+
+def events_file(folder: Path, rank: int) -> Path:
+    return folder / f"rank{rank}.events"
+
+
+def logits_file(folder: Path, topk: int, request: int) -> Path:
+    return folder / f"k{topk}-{request}.npy"
+
+
+def write_stats(folder: Path, stats: RankStats) -> None:
+    (folder / f"rank{stats.rank}.stats").write_text(json.dumps(asdict(stats)))
+
+
+def read_stats(folder: Path, size: int) -> list[RankStats]:
+    return [RankStats(**json.loads((folder / f"rank{rank}.stats").read_text())) for rank in range(size)]

@@ -1,0 +1,198 @@
+"""How ranks find each other: by the name of their job, within a deadline, and what happens when they do not."""
+
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from ranks import error_of, kill, mark, marked, state_of, wait_until
+
+import xccl
+
+
+def join(part, *, startup_timeout=60.0, **changes):
+    """Joins as another rank, or with another size, than the part says."""
+    return replace(part, **changes).init(startup_timeout=startup_timeout)
+
+
+# --- It works ----------------------------------------------------------------------------------------------------
+
+
+def join_again_and_again(part, times):
+    for _ in range(times):
+        with part.init() as comm:
+            comm.barrier()
+
+
+def test_the_name_of_a_job_can_be_used_again_when_all_have_joined(either_provider):
+    either_provider.run(join_again_and_again, 3, 20, joins=False)
+
+
+def join_two_jobs(part):
+    with part.init() as first, join(part, job=part.job + "-second") as second:
+        first.barrier()
+        second.barrier()
+        first.barrier()
+        return first.job, second.job
+
+
+def test_a_process_can_be_in_two_jobs_at_once(either_provider):
+    for first, second in either_provider.run(join_two_jobs, 2, joins=False):
+        assert second == first + "-second"
+
+
+def join_named(part, name):
+    with join(part, job=f"{part.job} {name}") as comm:
+        comm.barrier()
+        assert comm.job == f"{part.job} {name}"
+
+
+@pytest.mark.parametrize("name", ["x", "with spaces and / and \N{GREEK SMALL LETTER ALPHA}", "long " * 200])
+def test_a_job_may_have_any_name(either_provider, name):
+    either_provider.run(join_named, 2, name, joins=False)
+
+
+def join_in_some_order(part, folder, order):
+    turn = order.index(part.rank)
+    if turn:
+        wait_until(lambda: marked(folder, f"rank-{order[turn - 1]}"), "it is my turn")
+    mark(folder, f"rank-{part.rank}")
+    with part.init() as comm:
+        comm.barrier()
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2], [2, 1, 0], [1, 2, 0]])
+def test_ranks_may_come_in_any_order(either_provider, tmp_path, order):
+    either_provider.run(join_in_some_order, 3, tmp_path, order, joins=False)
+
+
+def test_a_program_that_nobody_launched_is_a_job_of_one_rank(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    with xccl.init() as comm, xccl.init() as other:
+        assert (comm.rank, comm.size) == (0, 1)
+        assert comm.job != other.job
+        comm.barrier()
+
+
+def test_a_launcher_that_put_ranks_on_other_hosts_is_refused(monkeypatch):
+    for name, value in {"RANK": "0", "WORLD_SIZE": "4", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(xccl.InvalidArgument, match="2 of 4 ranks on this host"):
+        xccl.init()
+
+
+# --- It does not ---------------------------------------------------------------------------------------------------
+
+
+def miss_rank_2_of_4(part):
+    return error_of(join, part, rank=[0, 1, 3][part.rank], size=4, startup_timeout=0.5)
+
+
+def test_a_missing_rank_is_named_when_the_time_is_up(either_provider):
+    errors = either_provider.run(miss_rank_2_of_4, 3, joins=False)
+    for error in errors:
+        assert type(error) is xccl.Timeout, repr(error)
+        assert error.ranks == [2]
+        assert (error.op, error.phase) == ("init", "meeting")
+        assert "0.5 s" in str(error)
+
+
+def miss_rank_0(part):
+    return error_of(join, part, rank=part.rank + 1, size=3, startup_timeout=0.3)
+
+
+def test_a_missing_rank_0_is_named_when_the_time_is_up(either_provider):
+    for error in either_provider.run(miss_rank_0, 2, joins=False):
+        assert type(error) is xccl.Timeout
+        assert error.ranks == [0]
+
+
+def disagree_about_the_size(part):
+    return error_of(join, part, size=2 + part.rank, startup_timeout=20)
+
+
+def test_ranks_that_disagree_about_the_size_learn_so(either_provider):
+    errors = either_provider.run(disagree_about_the_size, 2, joins=False)
+    for error in errors:
+        assert type(error) is xccl.Mismatch
+        assert "2" in str(error)
+        assert "3" in str(error)
+    assert errors[0].ranks == [1]
+
+
+def take_a_name_twice(part, folder):
+    """Both are rank 0 of 2, and wait long enough to meet."""
+    mark(folder, f"started-{part.rank}")
+    wait_until(lambda: marked(folder, "started-0") and marked(folder, "started-1"), "both have started")
+    return error_of(join, part, rank=0, size=2, startup_timeout=3)
+
+
+def test_a_job_whose_name_is_taken_is_refused(either_provider, tmp_path):
+    errors = either_provider.run(take_a_name_twice, 2, tmp_path, joins=False)
+    refused, late = sorted(errors, key=lambda error: type(error).__name__)
+    assert type(refused) is xccl.InvalidArgument
+    assert "already" in str(refused)
+    assert "job" in str(refused)
+    assert type(late) is xccl.Timeout
+    assert late.ranks == [1]
+
+
+def two_claim_to_be_rank_1(part, folder):
+    """Whoever comes later is refused. Rank 2 comes when that has happened, and the job starts with the other."""
+    rank = {0: 0, 1: 1, 2: 2, 3: 1}[part.rank]
+    if rank == 2:
+        wait_until(lambda: marked(folder, "refused"), "one has been refused")
+    try:
+        with join(part, rank=rank, size=3, startup_timeout=60) as comm:
+            comm.barrier()
+    except xccl.InvalidArgument as error:
+        mark(folder, "refused")
+        return error.with_traceback(None)
+
+
+def test_a_rank_that_is_there_already_is_refused_and_the_job_starts(either_provider, tmp_path):
+    found = either_provider.run(two_claim_to_be_rank_1, 4, tmp_path, joins=False)
+    assert found[0] is found[2] is None
+    [refused] = [error for error in found if error]
+    assert "already has a rank 1" in str(refused)
+
+
+def wait_for_rank_2(part, folder):
+    """Ranks 0 and 1 wait for rank 2, which comes only when one of them has been killed."""
+    if part.rank == 2:
+        wait_until(lambda: marked(folder, "killed"), "a rank has been killed")
+        return error_of(join, part, startup_timeout=2)
+    mark(folder, f"job-{part.rank}", part.job)
+    return error_of(join, part, startup_timeout=50)
+
+
+def have_met(folder, pids):
+    """Ranks 0 and 1 are connected by a socket of the job's name, and sleep."""
+    if not all(marked(folder, f"job-{rank}") for rank in range(2)):
+        return False
+    name = f"@xccl.{os.geteuid()}.{(folder / 'job-0').read_text()}"
+    sockets = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()[1:]]
+    connected = any(words[-1] == name and words[5] == "03" for words in sockets)
+    return connected and all(state_of(pid) == "S" for pid in pids[:2])
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_rank_that_dies_while_the_job_starts_is_lost(processes, tmp_path, victim):
+    def kill_one(running):
+        wait_until(lambda: have_met(tmp_path, running.pids), "ranks 0 and 1 have met")
+        kill(running.pids[victim])
+        mark(tmp_path, "killed")
+
+    outcomes = processes.outcomes(wait_for_rank_2, 3, tmp_path, joins=False, meanwhile=kill_one)
+    assert outcomes[victim].exitcode == -signal.SIGKILL
+    assert outcomes[1 - victim].fine, outcomes[1 - victim].trace
+    survivor = outcomes[1 - victim].value
+    assert type(survivor) is xccl.PeerLost
+    assert survivor.ranks == [victim]
+    assert f"rank {victim} ended while job" in str(survivor)
+    # Who comes after rank 0 has gone or given up finds nobody.
+    assert type(outcomes[2].value) in (xccl.PeerLost, xccl.Timeout)

@@ -1,0 +1,166 @@
+"""What dispatch and combine must return, in slow and obvious numpy: the reference that the tests compare with.
+
+Not here: anything that XCCL computes. This file imports nothing of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+DTYPES = {
+    "float32": np.dtype(np.float32),
+    "float16": np.dtype(np.float16),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+}
+CANONICAL_NAN = {"float32": 0x7FC00000, "float16": 0x7E00, "bfloat16": 0x7FC0}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The arguments of an ExpertParallel, in its order."""
+
+    num_experts: int
+    hidden: int
+    max_tokens: int
+    topk: int
+    dtype: str = "bfloat16"
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one rank gives to one dispatch."""
+
+    x: np.ndarray[Any, Any]  # (tokens, hidden)
+    topk_idx: np.ndarray[Any, Any]  # (tokens, topk)
+    topk_weights: np.ndarray[Any, Any]  # (tokens, topk) float32
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What one rank gets from a dispatch."""
+
+    x: np.ndarray[Any, Any]
+    counts: np.ndarray[Any, Any]
+    src_rank: np.ndarray[Any, Any]
+    src_token: np.ndarray[Any, Any]
+    weights: np.ndarray[Any, Any]
+
+
+def experts_of(rank: int, ranks: int, num_experts: int) -> list[int]:
+    """Contiguous blocks; where they do not divide, the first ranks host one more."""
+    sizes = [num_experts // ranks + (1 if r < num_experts % ranks else 0) for r in range(ranks)]
+    first = sum(sizes[:rank])
+    return list(range(first, first + sizes[rank]))
+
+
+def dispatched(rank: int, batches: Sequence[Batch], shape: Shape) -> Rows:
+    """The rows that `rank` gets, in the order (local expert, source rank, source token, slot)."""
+    experts = experts_of(rank, len(batches), shape.num_experts)
+    origins = []
+    counts = []
+    for expert in experts:
+        before = len(origins)
+        for source, batch in enumerate(batches):
+            for token in range(len(batch.x)):
+                for slot in range(shape.topk):
+                    if batch.topk_idx[token, slot] == expert:
+                        origins.append((source, token, slot))
+        counts.append(len(origins) - before)
+    rows = [batches[source].x[token] for source, token, _ in origins]
+    return Rows(
+        x=np.array(rows, DTYPES[shape.dtype]).reshape(len(rows), shape.hidden),
+        counts=np.array(counts, np.int64),
+        src_rank=np.array([source for source, _, _ in origins], np.int32),
+        src_token=np.array([token for _, token, _ in origins], np.int32),
+        weights=np.array([batches[s].topk_weights[token, slot] for s, token, slot in origins], np.float32),
+    )
+
+
+def combined(batch: Batch, shape: Shape, expert: Callable[[int, Any], Any] | None = None) -> np.ndarray[Any, Any]:
+    """The sums that the owner of `batch` gets when expert e turns a row into expert(e, row).
+
+    The arithmetic contract: in top-k order, acc = round32(w * row) for the first expert, then
+    acc = round32(acc + round32(w * row)); one rounding to the dtype of the rows at the end; NaN is canonical.
+    """
+    y = np.zeros(batch.x.shape, np.float32)
+    for token in range(len(batch.x)):
+        terms = []
+        for slot in range(shape.topk):
+            chosen = int(batch.topk_idx[token, slot])
+            if chosen >= 0:
+                row = batch.x[token] if expert is None else expert(chosen, batch.x[token])
+                with np.errstate(all="ignore"):
+                    terms.append(batch.topk_weights[token, slot] * row.astype(np.float32))
+        if terms:
+            acc = terms[0]
+            for term in terms[1:]:
+                with np.errstate(all="ignore"):
+                    acc = acc + term
+            y[token] = acc
+    return rounded(y, shape.dtype)
+
+
+def rounded(values: np.ndarray[Any, Any], dtype: str) -> np.ndarray[Any, Any]:
+    """float32 values as `dtype`, rounded to nearest even, every NaN the canonical one."""
+    with np.errstate(all="ignore"):
+        out = values.astype(DTYPES[dtype])
+    bits(out)[np.isnan(values)] = CANONICAL_NAN[dtype]
+    return out
+
+
+def scale(expert: int, rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """The expert of most tests: multiplies by a number of its own, so that a row from a wrong one is noticed."""
+    with np.errstate(all="ignore"):
+        return (rows.astype(np.float32) * np.float32(0.5 + expert)).astype(rows.dtype)
+
+
+def bits(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """The same memory as unsigned integers, so that NaN equals itself and 0.0 differs from -0.0."""
+    return np.asarray(array).view({2: np.uint16, 4: np.uint32}[array.dtype.itemsize])
+
+
+def same_bits(found: np.ndarray[Any, Any], expected: np.ndarray[Any, Any], what: str = "") -> None:
+    """Asserts that two arrays agree in dtype, shape and every bit."""
+    assert found.dtype == expected.dtype, what
+    np.testing.assert_array_equal(bits(found), bits(expected), err_msg=what, strict=True)
+
+
+def ordinary_values(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> np.ndarray[Any, Any]:
+    """Normally distributed numbers."""
+    return rng.standard_normal(shape, np.float32).astype(DTYPES[dtype])
+
+
+def any_bits(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> np.ndarray[Any, Any]:
+    """Every pattern of bits is as likely as any other: NaN, infinities, denormals, zeros of both signs."""
+    kind = np.uint32 if dtype == "float32" else np.uint16
+    raw = rng.integers(0, np.iinfo(kind).max, shape, kind, endpoint=True)
+    # Of 32 random bits few are anything special, so every fourth number gets an extreme exponent.
+    mantissa = {"float32": 23, "float16": 10, "bfloat16": 7}[dtype]
+    sign_and_mantissa = kind((1 << (raw.dtype.itemsize * 8 - 1)) | ((1 << mantissa) - 1))
+    full = kind(~sign_and_mantissa & kind(np.iinfo(kind).max))
+    extreme = rng.choice(np.array([0, 0, full], kind), shape)
+    plain = rng.integers(0, 2, shape).astype(bool)  # powers of two, zeros and infinities
+    special = (raw & sign_and_mantissa) | extreme
+    special = np.where(plain, special & full | raw & kind(1 << (raw.dtype.itemsize * 8 - 1)), special)
+    return np.where(rng.integers(0, 4, shape) == 0, special, raw).astype(kind).view(DTYPES[dtype])
+
+
+def random_batch(rng: np.random.Generator, shape: Shape, tokens: int | None = None) -> Batch:
+    """A batch of some tokens (0 to max_tokens if not given) that choose experts at random, or none (-1)."""
+    tokens = int(rng.integers(0, shape.max_tokens, endpoint=True)) if tokens is None else tokens
+    return Batch(
+        x=ordinary_values(rng, (tokens, shape.hidden), shape.dtype),
+        topk_idx=rng.integers(-1, shape.num_experts, (tokens, shape.topk)),
+        topk_weights=rng.standard_normal((tokens, shape.topk), np.float32),
+    )
+
+
+def random_batches(seed: object, shape: Shape, ranks: int) -> list[Batch]:
+    """One batch for every rank; all ranks make the same ones from the same seed."""
+    rng = np.random.default_rng(seed)  # type: ignore[arg-type]
+    return [random_batch(rng, shape) for _ in range(ranks)]
