@@ -121,6 +121,11 @@ def deadline(timeout: float | None) -> float:
     return -1.0 if timeout is None else _seconds("timeout", timeout)
 
 
+def _refuse_objects(name: str, dtype: np.dtype[Any]) -> None:
+    if dtype.hasobject:
+        raise InvalidArgument(f"{name}: dtype {dtype} holds Python objects, which mean nothing to other ranks")
+
+
 class Communicator:
     """A group of ranks that can reach each other's memory. Made by `xccl.init`.
 
@@ -176,7 +181,9 @@ class Communicator:
         Raises OutOfMemory, naming the limit, when the memory cannot be had, rather than being killed later.
         """
         dims = [int(shape)] if isinstance(shape, (int, np.integer)) else [int(dim) for dim in shape]
-        return self._native.empty(dims, as_dtype(dtype)).view(Array)
+        found = as_dtype(dtype)
+        _refuse_objects("dtype", found)
+        return self._native.empty(dims, found).view(Array)
 
     def barrier(self, timeout: float | None = None) -> None:
         """Returns when all ranks have called it. A dissemination barrier: ceil(log2(size)) signals per rank."""
@@ -190,7 +197,9 @@ class Communicator:
         `a` has the same number of bytes on every rank: Mismatch otherwise, naming the ranks that differ. `out`, of
         that shape and the same dtype, avoids an allocation. Meant for small arrays: each rank pulls from each other.
         """
-        mine = np.ascontiguousarray(as_array("a", a)).reshape(np.shape(a))
+        given = as_array("a", a)
+        _refuse_objects("a", given.dtype)
+        mine = np.ascontiguousarray(given).reshape(given.shape)
         shape = (self.size, *mine.shape)
         if out is None:
             out = np.empty(shape, mine.dtype).view(Array)
@@ -206,13 +215,13 @@ class Communicator:
 
     def abort(self, reason: str) -> None:
         """Gives up: the other ranks raise `PeerFailed` with this reason, and this communicator refuses further use."""
-        self._native.abort(reason)
+        self._native.abort(reason.encode("utf-8", "replace").decode())
 
     def close(self) -> None:
         """Ends this rank's part in an orderly way. Not collective; safe to call twice.
 
-        It waits, at most for `timeout`, until no other rank still reads this rank's memory. Ranks that wait for
-        this one afterwards get `Closed`. Arrays stay valid.
+        It waits until no other rank still reads this rank's memory, at most for `timeout` for each ExpertParallel and
+        once more. Ranks that need this one afterwards get `Closed`. Arrays stay valid.
         """
         for dependent in list(self._dependents):
             dependent.close()
@@ -225,9 +234,11 @@ class Communicator:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is not None:
-            self.abort(f"{kind.__name__}: {error}")
-        self.close()
+        try:
+            if kind is not None:
+                self.abort(f"{kind.__name__}: {error}")
+        finally:
+            self.close()
 
     def __repr__(self) -> str:
         state = ", closed" if self.closed else ""

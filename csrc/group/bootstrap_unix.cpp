@@ -293,7 +293,7 @@ std::vector<Parcel> visit(const JobSpec& spec, const std::string& name, Parcel m
     const Head head = take_head(reader);
     if (head.kind == Kind::error) rethrow_from_host(head, reader);
     if (head.kind != Kind::parcels || head.rank != have || head.count == 0 ||
-        head.count > static_cast<uint32_t>(spec.size - have))
+        head.fds_each != mine.fds.size() || head.count > static_cast<uint32_t>(spec.size - have))
       fail(Status::Failure, "a malformed message arrived while the job was starting");
     unpack(head, reader, message, &parcels[static_cast<size_t>(have)]);
     have += static_cast<int>(head.count);

@@ -1,5 +1,6 @@
 #include "group/communicator.hpp"
 
+#include <algorithm>
 #include <cstring>
 #include <numeric>
 
@@ -39,7 +40,9 @@ std::shared_ptr<Communicator> Communicator::init(const JobSpec& spec, const Conf
 Communicator::Communicator(std::shared_ptr<World> world) : world_(std::move(world)) {}
 
 Communicator::~Communicator() {
-  if (!closed_) world_->abandon();
+  // A communicator that Python forgot ends like a closed one, without waiting. A rank that is gone in the middle of a
+  // call is known by its process.
+  if (!closed_) world_->close();
 }
 
 void Communicator::prepare(const std::vector<int>& members) {
@@ -93,16 +96,10 @@ const RemoteRegion& Communicator::peer_scratch(int member) {
   return *region;
 }
 
-Communicator::Entry::Entry(Communicator& comm, const char* op) : comm_(comm) {
+Communicator::Hold::Hold(Communicator& comm, const char* op) : comm_(comm) {
   if (comm.busy_.test_and_set(std::memory_order_acquire))
     fail(Status::InvalidArgument, op,
          ": another thread is inside a call on this communicator; use one communicator per thread");
-  try {
-    comm.require_usable();
-  } catch (...) {
-    comm.busy_.clear(std::memory_order_release);
-    throw;
-  }
 }
 
 void Communicator::require_usable() const {
@@ -122,23 +119,39 @@ void Communicator::begin(const Operation& op) {
   try {
     alarmed();
   } catch (Error& error) {
-    finish(op);
-    error.during(op.name, op.seq, "entering");
-    end(error);
+    world_->leave();
+    end(error.during(op.name, op.seq, "entering"));
     throw;
   }
 }
 
-void Communicator::finish(const Operation&) { world_->leave(); }
+void Communicator::leave_by(const Error& error, const Operation& op) {
+  world_->leave();
+  if (op.published()) end(error);
+}
+
+// A member that gave up in this very call may have written over, or given back, what this rank was still pulling. It
+// raised the alarm before its call returned: so if there is none now, all that was pulled is right.
+void Communicator::require_trust() {
+  // acq_rel on a read-modify-write: the pulls stay before it. (A fence would do; ThreadSanitizer does not see those.)
+  if (world_->bell().alarm.fetch_add(0, std::memory_order_acq_rel) != 0 || world_->anybody_down()) alarmed();
+}
 
 void Communicator::end(const Error& cause) {
   if (broken_) return;
   broken_ = cause;
-  // A death, or a failure elsewhere, is known to everybody from its source; and who disagrees with one rank
-  // sees it in that rank's own record. Anything else only this rank knows.
-  if (cause.status != Status::PeerLost && cause.status != Status::PeerFailed &&
-      cause.status != Status::Mismatch)
-    world_->announce_failure(cause.what());
+  switch (cause.status) {
+    case Status::PeerLost:
+    case Status::PeerFailed:
+      // The source tells it too; but all must know before this rank's caller touches what others pull.
+      for (const int rank : cause.ranks) world_->relay(rank);
+      return;
+    case Status::Mismatch:  // who disagrees with one rank sees it in that rank's own record
+    case Status::Closed:    // and who needs a rank that has closed finds out by itself
+      return;
+    default:
+      world_->announce_failure(cause.what());
+  }
 }
 
 void Communicator::abort(const std::string& reason) {
@@ -166,14 +179,23 @@ void Communicator::raise_if_member_down() {
 }
 
 void Communicator::keep(int for_rank, bool (*ready)(void*), void* context) {
-  // First what the others say: a rank that told its error before its process ended has failed, not died.
+  (void)for_rank;
+  // The order matters. Who is closed first: a rank that failed says so before it closes. Then what the others say: a
+  // rank that told its error before its process ended has failed, not died. And what a rank published before it went
+  // still counts: the caller may need no more than that.
+  std::vector<int> closed;
+  for (int member = 0; done_ && member < size(); ++member)
+    if (member != rank() && world_->state(world_rank(member)) == RankState::closed) closed.push_back(member);
   world_->hear();
   world_->look();
-  if (for_rank >= 0 && world_->state(for_rank) == RankState::closed && !ready(context))
-    throw Error(Status::Closed,
-                text("rank ", for_rank, " has closed its communicator and will not take part"), {for_rank});
-  // What a dead rank published before it died still counts: the caller may need no more than that.
-  if (!ready(context)) raise_if_member_down();
+  if (ready(context)) return;
+  raise_if_member_down();
+  std::vector<int> missing;
+  for (const int member : closed)
+    if (!done_(member)) missing.push_back(world_rank(member));
+  if (missing.empty() || ready(context)) return;
+  throw Error(Status::Closed, text(rank_list(missing), " closed the communicator and will not take part"),
+              missing);
 }
 
 bool Communicator::poll_remote(Operation& op, const std::function<bool()>& ready) {
@@ -193,21 +215,20 @@ bool Communicator::poll_remote(Operation& op, const std::function<bool()>& ready
   }
 }
 
-uint64_t Communicator::next_object_id() {
+void Communicator::open(uint64_t id) {
   const std::lock_guard lock(objects_mutex_);
-  open_objects_.insert(++objects_);
-  return objects_;
+  open_objects_.insert(id);
 }
 
-uint64_t Communicator::oldest_open_object() const {
+uint64_t Communicator::oldest_open() const {
   const std::lock_guard lock(objects_mutex_);
-  return open_objects_.empty() ? objects_ + 1 : *open_objects_.begin();
+  return open_objects_.empty() ? UINT64_MAX : *open_objects_.begin();
 }
 
 void Communicator::retire(uint64_t id, uint64_t lines_offset, uint64_t lines_bytes) {
   const std::lock_guard lock(objects_mutex_);
   open_objects_.erase(id);
-  if (lines_bytes) retired_[id] = {lines_offset, lines_bytes};
+  retired_[id] = {lines_offset, lines_bytes};
 }
 
 void Communicator::free_retired(uint64_t all_closed_before) {
@@ -217,11 +238,14 @@ void Communicator::free_retired(uint64_t all_closed_before) {
     world_->free_lines(entry->second.offset, entry->second.bytes);
 }
 
-void Communicator::raise_timeout(const Operation& op, const std::vector<bool>& done) {
+void Communicator::raise_timeout(const Operation& op, const std::vector<bool>& done, int awaited) {
   std::vector<int> late;
   std::string details;
+  // All may have done their part by their own account, as a rank stopped inside a barrier has: then it is the one that
+  // was waited for.
+  const bool nobody = std::find(done.begin(), done.end(), false) == done.end();
   for (int member = 0; member < size(); ++member) {
-    if (done[static_cast<size_t>(member)]) continue;
+    if (done[static_cast<size_t>(member)] && !(nobody && member == awaited)) continue;
     late.push_back(world_rank(member));
     if (late.size() <= 4)
       details += text(details.empty() ? "" : "; ", "rank ", world_rank(member), ": ",
@@ -235,21 +259,20 @@ void Communicator::raise_timeout(const Operation& op, const std::vector<bool>& d
 
 void Communicator::close() {
   if (closed_) return;
+  const Hold hold(*this, "close");
   closed_ = true;
   if (world_->forked() || group_.controls.empty()) return;
-  if (!broken_) {
-    // Others may still read this rank's scratch. The bound is the deadline of any other call.
-    const Deadline deadline(timeout());
-    for (int member = 0; member < size(); ++member) {
-      const auto gone = [&] {
-        return member == rank() || board_->passed(member, collective_seq_) ||
-               world_->flag(world_rank(member)) != PeerFlag::fine ||
-               world_->state(world_rank(member)) != RankState::running;
-      };
-      world_->drain(gone, deadline);
-    }
+  struct AtLast {  // also when Ctrl-C ends the wait
+    World& world;
+    ~AtLast() { world.close(); }
+  } at_last{*world_};
+  if (broken_) return;
+  // Others may still read this rank's scratch. The bound is the deadline of any other call.
+  const Deadline deadline(timeout());
+  for (int member = 0; member < size(); ++member) {
+    if (member == rank()) continue;
+    world_->drain([&] { return board_->passed(member, collective_seq_) || !running(member); }, deadline);
   }
-  world_->close();
 }
 
 }  // namespace xccl

@@ -67,28 +67,47 @@ class Communicator : public Vigil {
   uint64_t& collective_seq() { return collective_seq_; }
   uint64_t& barrier_seq() { return barrier_seq_; }
 
+  // Holds the communicator for one thread: InvalidArgument when another one is inside a call.
+  class Hold {
+   public:
+    Hold(Communicator& comm, const char* op);
+    ~Hold() { comm_.busy_.clear(std::memory_order_release); }
+    Hold(const Hold&) = delete;
+    Hold& operator=(const Hold&) = delete;
+
+   private:
+    Communicator& comm_;
+  };
+
   // Runs body(operation) as call number `counter` + 1. timeout < 0: the default. Errors that leave it carry the
   // operation, the number and the phase. When others could see the call, its end by an error ends the communicator.
   template <class Body>
   void operate(const char* name, uint64_t& counter, double timeout, Body body) {
-    Entry entry(*this, name);
+    const Hold hold(*this, name);
+    require_usable();
     const Deadline deadline(timeout < 0 ? this->timeout() : timeout);
     Operation op(name, counter + 1, deadline);
     begin(op);
     try {
       body(op);
+      if (op.published()) require_trust();
+      counter += op.published();
+      world_->leave();
     } catch (Error& error) {
       error.during(op.name, op.seq, op.phase());
-      finish(op);
-      if (op.published()) end(error);
+      counter += op.published();
+      leave_by(error, op);
       throw;
+    } catch (const std::bad_alloc&) {
+      counter += op.published();
+      Error error(Status::OutOfMemory, "private memory is used up");
+      leave_by(error.during(op.name, op.seq, op.phase()), op);
+      throw error;
     } catch (...) {
-      finish(op);
-      if (op.published()) end(Error(Status::Failure, text("interrupted in ", op.name, " #", op.seq)));
+      counter += op.published();
+      leave_by(Error(Status::Failure, text("interrupted in ", op.name, " #", op.seq)), op);
       throw;
     }
-    counter += op.published();
-    finish(op);
   }
 
   // Waits until ready(member) holds for every member but this one. Timeout names those for whom it does not.
@@ -102,8 +121,10 @@ class Communicator : public Vigil {
   // Waits until ready() holds; `member` makes it so. `done` tells, for the message, who has done its part.
   template <class Ready, class Done>
   void await(Operation& op, int member, Ready ready, Done done) {
-    if (!world_->waiter().until(ready, world_rank(member), op.deadline, *this))
-      raise_timeout(op, std::vector<bool>(collect(done)));
+    done_ = done;
+    const bool came = world_->waiter().until(ready, world_rank(member), op.deadline, *this);
+    done_ = nullptr;
+    if (!came) raise_timeout(op, collect(done), member);
   }
 
   // Waits until ready(member) holds, a word in the member's memory that nobody wakes this rank for: looks again and
@@ -111,7 +132,7 @@ class Communicator : public Vigil {
   template <class Ready>
   void await_remote(Operation& op, int member, Ready ready) {
     const auto done = [&](int other) { return ready(other) || !running(other); };
-    if (!poll_remote(op, [&] { return done(member); })) raise_timeout(op, collect(done));
+    if (!poll_remote(op, [&] { return done(member); })) raise_timeout(op, collect(done), member);
   }
   // Neither closed nor dead, as far as it shows.
   bool running(int member) {
@@ -119,11 +140,11 @@ class Communicator : public Vigil {
            world_->state(world_rank(member)) == RankState::running;
   }
 
-  // --- Objects made collectively on this communicator (moe/), numbered alike on all members ---
+  // --- Objects made collectively on this communicator (moe/), with growing ids, alike on all members ---
   // Their lines in control segments are freed when all members have closed them, which is learnt when the next
   // object is made: until then a member that has not closed its own might still write there.
-  uint64_t next_object_id();
-  uint64_t oldest_open_object() const;
+  void open(uint64_t id);
+  uint64_t oldest_open() const;  // UINT64_MAX: none is
   void retire(uint64_t id, uint64_t lines_offset, uint64_t lines_bytes);
   void free_retired(uint64_t all_closed_before);
 
@@ -140,6 +161,7 @@ class Communicator : public Vigil {
   // peer's sake. Safe to call twice.
   void close();
   bool closed() const { return closed_; }
+  bool broken() const { return broken_.has_value(); }
 
   // --- Vigil ---
   void alarmed() override;
@@ -149,22 +171,13 @@ class Communicator : public Vigil {
   struct Card;  // what members tell each other about their part of this communicator
   explicit Communicator(std::shared_ptr<World> world);
 
-  // Holds the communicator for one thread during one call.
-  class Entry {
-   public:
-    Entry(Communicator& comm, const char* op);
-    ~Entry() { comm_.busy_.clear(std::memory_order_release); }
-
-   private:
-    Communicator& comm_;
-  };
-
   int world_rank(int member) const { return members_[static_cast<size_t>(member)]; }
   void prepare(const std::vector<int>& members);
   Card card() const;
   void connect(const std::vector<Card>& cards);
   void begin(const Operation& op);
-  void finish(const Operation& op);
+  void leave_by(const Error& error, const Operation& op);
+  void require_trust();
   void end(const Error& cause);
   void raise_if_member_down();
   template <class Done>
@@ -174,7 +187,7 @@ class Communicator : public Vigil {
     return out;
   }
   bool poll_remote(Operation& op, const std::function<bool()>& ready);
-  [[noreturn]] void raise_timeout(const Operation& op, const std::vector<bool>& done);
+  [[noreturn]] void raise_timeout(const Operation& op, const std::vector<bool>& done, int member);
 
   std::shared_ptr<World> world_;
   std::vector<int> members_;  // rank in the job of each member
@@ -191,11 +204,11 @@ class Communicator : public Vigil {
     uint64_t offset, bytes;
   };
   mutable std::mutex objects_mutex_;  // Python may collect a forgotten object in any thread
-  uint64_t objects_ = 0;              // made so far
   std::set<uint64_t> open_objects_;
   std::map<uint64_t, Retired> retired_;  // closed here, perhaps not everywhere
   std::atomic_flag busy_ = ATOMIC_FLAG_INIT;
-  std::optional<Error> broken_;  // the first cause
+  std::function<bool(int)> done_;  // during a wait: which members have done their part
+  std::optional<Error> broken_;    // the first cause
   bool closed_ = false;
 };
 

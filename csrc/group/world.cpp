@@ -117,8 +117,8 @@ void World::check_header(int rank) {
   ControlHeader header{};
   const Transfer transfer{&header, 0, offsetof(ControlHeader, ready)};
   const RemoteRegion& region = control(rank);
-  if (region.bytes < sizeof(ControlFixed))
-    fail(Status::Failure, "rank ", rank, " names a control segment that is too small");
+  if (region.bytes != control_segment_bytes)
+    fail(Status::Failure, "rank ", rank, " names a control segment of the wrong size");
   provider_->get(region, &transfer, 1);
   provider_->quiet();
   if (header.magic != control_magic)
@@ -138,20 +138,29 @@ void World::check_header(int rank) {
 
 uint64_t World::allocate_lines(uint64_t bytes) {
   bytes = round_up(bytes, cache_line);
+  const std::lock_guard lock(lines_mutex_);
   const auto offset = lines_.allocate(bytes, cache_line);
   if (!offset)
     fail(Status::OutOfMemory, "the control segment (", byte_count(control_.bytes),
          ") is full; close some communicators or ExpertParallel objects");
   const uint64_t end = round_up(*offset + bytes, 4096);
   if (end > lines_committed_) {
-    provider_->commit(control_, lines_committed_, end - lines_committed_);
+    try {
+      provider_->commit(control_, lines_committed_, end - lines_committed_);
+    } catch (...) {
+      lines_.free(*offset, bytes);
+      throw;
+    }
     lines_committed_ = end;
   }
   std::memset(control_.base + *offset, 0, bytes);  // no peer knows the place yet
   return *offset;
 }
 
-void World::free_lines(uint64_t offset, uint64_t bytes) { lines_.free(offset, round_up(bytes, cache_line)); }
+void World::free_lines(uint64_t offset, uint64_t bytes) {
+  const std::lock_guard lock(lines_mutex_);
+  lines_.free(offset, round_up(bytes, cache_line));
+}
 
 void World::hear() {
   // Lowered before the flags are read: one set later raises it again. seq_cst: the read of the flags stays behind.
@@ -163,6 +172,12 @@ void World::hear() {
       known_[static_cast<size_t>(rank)] =
           value == static_cast<uint64_t>(PeerFlag::failed) ? PeerFlag::failed : PeerFlag::dead;
   }
+}
+
+bool World::anybody_down() const {
+  for (int rank = 0; rank < spec_.size; ++rank)
+    if (rank != spec_.rank && flag(rank) != PeerFlag::fine) return true;
+  return false;
 }
 
 void World::look() {
@@ -273,12 +288,6 @@ void World::close() {
   closed_ = true;
   // release: everything this rank published before is there for who sees that it closed.
   fixed().status.state.store(static_cast<uint64_t>(RankState::closed), std::memory_order_release);
-}
-
-void World::abandon() {
-  if (closed_ || forked() || controls_.size() != static_cast<size_t>(spec_.size)) return;
-  closed_ = true;
-  announce_death(spec_.rank);
 }
 
 bool World::forked() const { return fork_epoch_ != fork_count.load(std::memory_order_relaxed); }

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -44,6 +45,8 @@ class World {
   void free_lines(uint64_t offset, uint64_t bytes);
 
   // --- Deaths and failures ---
+  // Any rank but this one that is known to have died or failed.
+  bool anybody_down() const;
   PeerFlag flag(int rank) const { return known_[static_cast<size_t>(rank)]; }
   // Takes in what others have announced since the last look.
   void hear();
@@ -53,6 +56,8 @@ class World {
   // This rank failed for the reason given: everybody is told.
   void announce_failure(const std::string& why);
   void announce_death(int rank);
+  // Passes on what is known of a rank, so that all know it before this rank's call returns.
+  void relay(int rank) { announce(rank, flag(rank)); }
   std::string failure_text(int rank);
   // Shows the others what this rank is doing.
   void enter(const char* op, uint64_t seq);
@@ -70,6 +75,7 @@ class World {
       hear();
       look();
       provider_->progress();
+      if (interrupt_check) interrupt_check();
       const timespec pause{0, 1'000'000};
       nanosleep(&pause, nullptr);
     }
@@ -77,8 +83,6 @@ class World {
   }
   // Orderly: others who wait for this rank are told that it has closed.
   void close();
-  // Not orderly: to the others this is a death.
-  void abandon();
   bool forked() const;
 
  private:
@@ -95,6 +99,7 @@ class World {
   Heap heap_;
   Region control_;
   Waiter waiter_;
+  std::mutex lines_mutex_;  // Python may make objects of several communicators at once
   RangeAllocator lines_;
   uint64_t lines_committed_ = 0;
   std::vector<RemoteRegion> controls_;

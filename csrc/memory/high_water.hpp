@@ -26,6 +26,11 @@ class HighWater {
     return bytes_ > 0 && p >= base() && p < base() + bytes_;
   }
 
+  bool overlaps(const void* pointer, uint64_t bytes) const {
+    const auto* p = static_cast<const std::byte*>(pointer);
+    return bytes > 0 && bytes_ > 0 && p < base() + bytes_ && p + bytes > base();
+  }
+
   // The first `bytes` are there. Takes a sixteenth more than is needed, so that slowly growing needs do not
   // mean a system call each time. OutOfMemory.
   void require(uint64_t bytes) {

@@ -19,8 +19,7 @@ class CombineCall {
     op_.phase("staging");
     const uint64_t where = stage(static_cast<const std::byte*>(rows));
     const uint64_t bases = write_bases();
-    ep_.exchange(op_, records(where, bases));
-    slot_.used_by = op_.seq;
+    ep_.exchange(op_, records(where, bases), {&slot_.used_by, &bases_used_by()});
     check_heard();
     pull_bases();
     op_.phase("summing");
@@ -48,13 +47,14 @@ class CombineCall {
     return slot_.out.offset();
   }
 
+  uint64_t& bases_used_by() { return ep_.memory_->bases[op_.seq % record_depth].used_by; }
+
   uint64_t write_bases() {
     PulledPiece& piece = ep_.memory_->bases[op_.seq % record_depth];
     ep_.await_passed(op_, piece.used_by);
     const uint64_t bytes = 4 * routing_.row_base.size();
     piece.memory.require(bytes);
     if (bytes) std::memcpy(piece.memory.base(), routing_.row_base.data(), bytes);
-    piece.used_by = op_.seq;
     return piece.memory.offset();
   }
 
@@ -193,6 +193,11 @@ void ExpertParallel::combine(const void* rows, Dispatched& result, const float* 
                              double timeout) {
   require_open();
   require_ours(result);
+  const uint64_t bytes = static_cast<uint64_t>(result.routing->tokens) * shape_.row_bytes();
+  for (const auto& slot : memory_->results)
+    if (slot->x.overlaps(y, bytes) || slot->out.overlaps(y, bytes))
+      fail(Status::InvalidArgument,
+           "out lies in the rows of a result, which other ranks may be reading; use other memory");
   comm_->operate("combine", seq_, timeout,
                  [&](Operation& op) { CombineCall(*this, op, result, weights).run(rows, y); });
 }

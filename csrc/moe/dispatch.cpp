@@ -31,14 +31,14 @@ class DispatchCall {
     op_.phase("staging");
     const uint64_t where = stage();
     if (fresh_) write_lists();
-    ep_.exchange(op_, records(where));
+    ep_.exchange(op_, records(where), pulled_);
+    if (staged_) ep_.staging_turn_ = (ep_.staging_turn_ + 1) % record_depth;
     check_heard();
     if (fresh_) pull_lists();
     pull_rows(slot);
     ep_.board_->finish(op_.seq);
     slot.leased.store(true, std::memory_order_relaxed);
-    return std::make_shared<Dispatched>(
-        Dispatched{&ep_, routing_, std::make_shared<Lease>(ep_.memory_, slot)});
+    return std::make_shared<Dispatched>(Dispatched{routing_, std::make_shared<Lease>(ep_.memory_, slot)});
   }
 
  private:
@@ -51,7 +51,7 @@ class DispatchCall {
   uint64_t stage() {
     for (PulledPiece& piece : ep_.memory_->input)
       if (piece.memory.contains(x_)) {
-        piece.used_by = op_.seq;
+        pulled_.push_back(&piece.used_by);
         return piece.memory.offset() + static_cast<uint64_t>(x_ - piece.memory.base());
       }
     PulledPiece& piece = ep_.memory_->staging[ep_.staging_turn_];
@@ -61,8 +61,8 @@ class DispatchCall {
     const uint64_t bytes = static_cast<uint64_t>(tokens_) * row_bytes();
     piece.memory.require(bytes);
     std::memcpy(piece.memory.base(), x_, bytes);
-    piece.used_by = op_.seq;
-    ep_.staging_turn_ = (ep_.staging_turn_ + 1) % record_depth;
+    pulled_.push_back(&piece.used_by);
+    staged_ = true;
     return piece.memory.offset();
   }
 
@@ -76,7 +76,7 @@ class DispatchCall {
       bytes += EpLayout::route_list_bytes(experts_on(member), routing_->rows_to(ep_.placement_, member));
     }
     piece.memory.require(bytes);
-    piece.used_by = op_.seq;
+    pulled_.push_back(&piece.used_by);
     for (int member = 0; member < size(); ++member) {
       write_list(member, piece.memory.base() + list_offset_[static_cast<size_t>(member)]);
       list_offset_[static_cast<size_t>(member)] += piece.memory.offset();
@@ -123,6 +123,10 @@ class DispatchCall {
         fail(Status::Failure, "rank ", member, " announces more than max_tokens: its record is damaged");
       if (record[ep_record::rows])
         ep_.require_in_region(member, record[ep_record::where], record[ep_record::tokens] * row_bytes());
+      if (!fresh_ && (record[ep_record::tokens] != routing_->tokens_of[static_cast<size_t>(member)] ||
+                      record[ep_record::rows] != routing_->rows_of[static_cast<size_t>(member)]))
+        fail(Status::Failure, "rank ", member,
+             " announces other rows than the routing has: its record is damaged");
       if (fresh_)
         ep_.require_in_region(member, record[ep_record::list],
                               EpLayout::route_list_bytes(experts_on(rank()), record[ep_record::rows]));
@@ -166,7 +170,11 @@ class DispatchCall {
   void receive(const std::vector<std::byte>& lists, const std::vector<uint64_t>& at) {
     const auto experts = static_cast<size_t>(experts_on(rank())), ranks = static_cast<size_t>(size());
     uint64_t rows = 0;
-    for (int member = 0; member < size(); ++member) rows += heard(member)[ep_record::rows];
+    for (int member = 0; member < size(); ++member) {
+      made_->tokens_of.push_back(heard(member)[ep_record::tokens]);
+      made_->rows_of.push_back(heard(member)[ep_record::rows]);
+      rows += made_->rows_of.back();
+    }
     made_->counts.assign(experts, 0);
     made_->row_base.assign(ranks * experts, 0);
     made_->src_rank.resize(rows);
@@ -224,6 +232,8 @@ class DispatchCall {
   std::shared_ptr<Routing> made_;  // when this call makes one
   std::shared_ptr<const Routing> routing_;
   bool fresh_;
+  std::vector<uint64_t*> pulled_;  // stamps of the pieces that others pull from
+  bool staged_ = false;
   std::vector<uint64_t> list_offset_;  // by member, in the region
 };
 

@@ -46,6 +46,11 @@ inline void check(const EpShape& shape, int ranks) {
   if (worst > INT32_MAX)
     fail(Status::InvalidArgument, "max_tokens * topk * ranks is ", worst, ", more rows than ", INT32_MAX,
          "; use a smaller max_tokens and several calls");
+  // The sizes below must not overflow; 2^56 bytes are more than any address space.
+  const auto bytes = static_cast<long double>(worst) * static_cast<long double>(shape.row_bytes()) *
+                     static_cast<long double>(2 * shape.results);
+  if (bytes > 0x1p56L)
+    fail(Status::InvalidArgument, "max_tokens * topk * ranks * hidden * results is beyond any address space");
 }
 
 struct EpPiece {

@@ -44,12 +44,11 @@ ExpertParallel::ExpertParallel(std::shared_ptr<Communicator> comm, const EpShape
 ExpertParallel::~ExpertParallel() {
   if (closed_) return;
   // Not closed by the user, perhaps in the middle of an error: do not wait for anybody.
-  if (in_use(seq_)) memory_->still_pulled = true;
+  if (in_use()) memory_->still_pulled = true;
   comm_->retire(id_, board_offset_, Board::bytes(comm_->size()));
 }
 
 void ExpertParallel::meet() {
-  id_ = comm_->next_object_id();
   const Card mine{shape_.num_experts,
                   shape_.hidden,
                   shape_.max_tokens,
@@ -57,7 +56,7 @@ void ExpertParallel::meet() {
                   static_cast<int64_t>(shape_.dtype),
                   board_offset_,
                   memory_->region().key,
-                  comm_->oldest_open_object()};
+                  comm_->oldest_open()};
   std::vector<Card> cards(static_cast<size_t>(comm_->size()));
   all_gather(*comm_, &mine, cards.data(), sizeof mine);
 
@@ -77,13 +76,22 @@ void ExpertParallel::meet() {
       return field == &Card::dtype ? std::string(row_type_name(static_cast<RowType>(value)))
                                    : std::to_string(value);
     };
-    comm_->retire(id_, board_offset_, 0);
     throw Error(Status::Mismatch,
                 text("ExpertParallel: rank ", comm_->rank(), " has ", name, "=", show(mine.*field), ", ",
                      rank_list(differ), differ.size() == 1 ? " has " : " have (the last) ", show(theirs)),
                 differ);
   }
 
+  // Others now know this rank's lines: an error from here on must reach them too.
+  try {
+    connect(cards);
+  } catch (const Error& error) {
+    comm_->abort(error.what());
+    throw;
+  }
+}
+
+void ExpertParallel::connect(const std::vector<Card>& cards) {
   std::vector<uint64_t> offsets;
   uint64_t oldest_open = UINT64_MAX;
   for (int member = 0; member < comm_->size(); ++member) {
@@ -96,6 +104,8 @@ void ExpertParallel::meet() {
     peers_.push_back(comm_->world().provider().attach(member, card.region));
   }
   comm_->free_retired(oldest_open);
+  id_ = comm_->collective_seq();  // of the exchange above: the same on all ranks
+  comm_->open(id_);
   board_.emplace(comm_->group(), std::move(offsets));
   heard_.resize(static_cast<size_t>(comm_->size()));
   board_->finish(0);
@@ -106,7 +116,7 @@ void ExpertParallel::require_open() const {
 }
 
 void ExpertParallel::require_ours(const Dispatched& result) const {
-  if (result.owner != this) fail(Status::InvalidArgument, "d was made by another ExpertParallel");
+  if (result.routing->maker != serial_) fail(Status::InvalidArgument, "d was made by another ExpertParallel");
   if (!result.lease)
     fail(Status::InvalidArgument, "d has been released; its rows are gone (d.routing may still be used)");
 }
@@ -117,10 +127,10 @@ void ExpertParallel::require_in_region(int member, uint64_t offset, uint64_t byt
     fail(Status::Failure, "rank ", member, " names memory outside its region: its record is damaged");
 }
 
-bool ExpertParallel::in_use(uint64_t seq) {
+bool ExpertParallel::in_use() {
   if (!board_ || comm_->world().forked()) return false;
   for (int member = 0; member < comm_->size(); ++member)
-    if (member != comm_->rank() && !board_->passed(member, seq) && comm_->running(member)) return true;
+    if (member != comm_->rank() && !board_->passed(member, seq_) && comm_->running(member)) return true;
   return false;
 }
 
@@ -131,10 +141,12 @@ void ExpertParallel::await_passed(Operation& op, uint64_t seq) {
   }
 }
 
-void ExpertParallel::exchange(Operation& op, const std::vector<Payload>& records) {
+void ExpertParallel::exchange(Operation& op, const std::vector<Payload>& records,
+                              const std::vector<uint64_t*>& pulled) {
   Communicator& comm = *comm_;
   op.phase("publishing");
   op.publish();
+  for (uint64_t* used_by : pulled) *used_by = op.seq;
   for (int step = 1; step < comm.size(); ++step) {
     const int member = (comm.rank() + step) % comm.size();
     board_->post(member, op.seq, records[static_cast<size_t>(member)]);
@@ -220,13 +232,14 @@ std::byte* ExpertParallel::output_buffer(Dispatched& result, double timeout) {
 
 void ExpertParallel::close() {
   if (closed_) return;
+  const Communicator::Hold hold(*comm_, "close");
   closed_ = true;
   if (comm_->world().forked()) return;
-  // Others may still pull from here in the last call. If one does not come to it in time, the memory is left
-  // to it: correct in any case, only not reusable.
-  const bool drained =
-      comm_->closed() || comm_->world().drain([&] { return !in_use(seq_); }, Deadline(comm_->timeout()));
-  if (!drained) memory_->still_pulled = true;
+  // Others may still pull from here in the last call. If one does not come to it in time, the memory is left to it:
+  // correct in any case, only not reusable. After an error nobody knows who still comes, and nobody is waited for.
+  memory_->still_pulled = true;
+  const Deadline deadline(comm_->broken() ? 0 : comm_->timeout());
+  memory_->still_pulled = !comm_->world().drain([&] { return !in_use(); }, deadline);
   memory_.reset();
   comm_->retire(id_, board_offset_, Board::bytes(comm_->size()));
 }

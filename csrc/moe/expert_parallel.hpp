@@ -22,7 +22,6 @@ class ExpertParallel;
 
 // What a dispatch returns: rows in expert order, and the routing that made them.
 struct Dispatched {
-  const ExpertParallel* owner;
   std::shared_ptr<const Routing> routing;
   std::shared_ptr<Lease> lease;  // null once released
   uint64_t rows() const { return routing->rows(); }
@@ -66,11 +65,14 @@ class ExpertParallel {
   void require_open() const;
   void require_ours(const Dispatched& result) const;
   void meet();
-  bool in_use(uint64_t seq);
+  void connect(const std::vector<Card>& cards);
+  // Whether somebody may still pull what this rank published up to the latest call.
+  bool in_use();
   // Waits until everybody has pulled what call `seq` published.
   void await_passed(Operation& op, uint64_t seq);
   // Publishes this call's records, waits for everybody's, checks that all are in the same call.
-  void exchange(Operation& op, const std::vector<Payload>& records);
+  // `pulled`: what others pull from in this call; it is stamped once the call can no longer be taken back.
+  void exchange(Operation& op, const std::vector<Payload>& records, const std::vector<uint64_t*>& pulled);
   const RemoteRegion& peer(int member) const { return peers_[static_cast<size_t>(member)]; }
   void require_in_region(int member, uint64_t offset, uint64_t bytes) const;
   ResultSlot& free_result();

@@ -1,7 +1,7 @@
 // Routing: which (token, slot) pair goes to which row of which rank. Built by a counting sort from topk_idx on the
 // source's side, and from the other ranks' route lists on the receiver's. Small; lives in this rank's own memory;
 // may be used for any number of later calls (a training engine's backward pass).
-// Not here: how lists travel (dispatch.cpp) and where they lie in shared memory (route_layout.hpp).
+// Not here: how lists travel (dispatch.cpp) and where they lie in shared memory (ep_layout.hpp).
 #pragma once
 
 #include <cstdint>
@@ -45,6 +45,9 @@ struct Routing {
   std::vector<int32_t> src_rank;   // per row
   std::vector<int32_t> src_token;
   std::vector<float> row_weight;
+
+  std::vector<uint64_t> tokens_of;  // (ranks): tokens that source dispatched
+  std::vector<uint64_t> rows_of;    // (ranks): rows it sent here
 
   uint64_t rows() const { return src_rank.size(); }
 };

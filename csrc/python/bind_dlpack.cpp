@@ -13,6 +13,7 @@ constexpr const char* old_name = "dltensor";
 constexpr const char* new_name = "dltensor_versioned";
 
 dl::DataType type_of(const py::dtype& dtype) {
+  if (dtype.byteorder() == '>') throw py::buffer_error("DLPack has no big-endian dtypes");
   const auto bits = static_cast<uint8_t>(8 * dtype.itemsize());
   if (std::string(py::str(dtype)) == "bfloat16") return {4, 16, 1};
   switch (dtype.kind()) {
@@ -31,7 +32,8 @@ dl::DataType type_of(const py::dtype& dtype) {
 
 py::dtype dtype_of(const dl::DataType& type) {
   const std::string bits = std::to_string(type.bits);
-  if (type.lanes == 1) switch (type.code) {
+  const bool whole_bytes = type.bits == 8 || type.bits == 16 || type.bits == 32 || type.bits == 64;
+  if (type.lanes == 1 && whole_bytes) switch (type.code) {
       case 0:
         return py::dtype("int" + bits);
       case 1:
@@ -59,6 +61,10 @@ struct Export {
 
 template <class Holder>
 py::capsule export_as(const py::array& array, const char* name) {
+  const dl::DataType type = type_of(array.dtype());
+  for (py::ssize_t i = 0; i < array.ndim(); ++i)
+    if (array.strides(i) % array.itemsize() != 0)
+      throw py::buffer_error("DLPack counts strides in elements, and this array's are not whole elements");
   auto* out = new Export<Holder>{{}, array, {}, {}};
   for (py::ssize_t i = 0; i < array.ndim(); ++i) {
     out->shape.push_back(array.shape(i));
@@ -67,7 +73,7 @@ py::capsule export_as(const py::array& array, const char* name) {
   out->managed.tensor = {const_cast<void*>(array.data()),
                          {dl::cpu, 0},
                          static_cast<int32_t>(array.ndim()),
-                         type_of(array.dtype()),
+                         type,
                          out->shape.data(),
                          out->strides.data(),
                          0};

@@ -8,6 +8,7 @@
 
 #include <sched.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 
@@ -57,8 +58,8 @@ class Waiter {
   template <class Ready>
   bool until(Ready ready, int for_rank, const Deadline& deadline, Vigil& vigil) {
     if (ready()) return true;
-    const uint64_t start = now_ns();
-    while (now_ns() - start < policy_.spin_ns) {
+    const uint64_t start = now_ns(), spin = std::min(policy_.spin_ns, deadline.remaining_ns());
+    while (now_ns() - start < spin) {
       for (int i = 0; i < 16; ++i) {
         if (ready()) return true;
         cpu_relax();
