@@ -226,7 +226,9 @@ class Pool:
         while len(self._workers) < len(parts):
             self._workers.append(_Worker())
         workers = self._workers[: len(parts)]
-        pending = {worker.connection: (part.rank, worker) for part, worker in zip(parts, workers, strict=True)}
+        pending = {
+            worker.connection: (part.rank, worker) for part, worker in zip(parts, workers, strict=True)
+        }
         found: dict[int, Outcome] = {}
 
         def collect(patience: float) -> bool:

@@ -20,7 +20,19 @@ from xccl import _core
 from xccl.array import as_array, as_dtype
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
-DTYPES = ["float32", "float16", "bfloat16", "float64", "int8", "uint8", "int16", "int32", "int64", "uint64", "bool"]
+DTYPES = [
+    "float32",
+    "float16",
+    "bfloat16",
+    "float64",
+    "int8",
+    "uint8",
+    "int16",
+    "int32",
+    "int64",
+    "uint64",
+    "bool",
+]
 
 
 @pytest.fixture(params=["posix_shm", "local"])
@@ -377,9 +389,7 @@ def dispatch_tensors(comm, shape):
     mine = batches[comm.rank]
     with xccl.ExpertParallel(comm, *shape_arguments(shape)) as ep:
         for index_dtype in (torch.int32, torch.int64):
-            d = ep.dispatch(
-                tensor(mine.x), tensor(mine.topk_idx).to(index_dtype), tensor(mine.topk_weights)
-            )
+            d = ep.dispatch(tensor(mine.x), tensor(mine.topk_idx).to(index_dtype), tensor(mine.topk_weights))
             rows = torch.from_dlpack(d.x)
             y = ep.combine(rows, d, weights=tensor(mine.topk_weights))
             same_bits(y, combined(mine, shape), "tensors over our memory")

@@ -58,24 +58,48 @@ def wide(array):
 # What rank 0 gives instead of x, topk_idx, topk_weights: a change of the good batch, and what the error must say.
 DISPATCH = {
     "x of another dtype": (lambda b: {"x": b.x.astype(np.float32)}, "x has dtype float32: expected bfloat16"),
-    "x of another length of rows": (lambda b: {"x": b.x[:, 1:].copy()}, "x has shape (4, 23): expected (n, 24)"),
+    "x of another length of rows": (
+        lambda b: {"x": b.x[:, 1:].copy()},
+        "x has shape (4, 23): expected (n, 24)",
+    ),
     "x of one dimension": (lambda b: {"x": b.x.reshape(-1)}, "x has shape (96,): expected (n, 24)"),
     "x not contiguous": (lambda b: {"x": wide(b.x)}, "x is not C-contiguous"),
     "x at an odd address": (lambda b: {"x": misaligned(b.x)}, "x is misaligned"),
     "x is a list": (lambda b: {"x": [1, 2]}, "x is a list"),
     "x is nothing": (lambda b: {"x": None}, "x is a NoneType"),
     "topk_idx of floats": (lambda b: {"topk_idx": b.topk_idx.astype(float)}, "topk_idx has dtype float64"),
-    "topk_idx of small integers": (lambda b: {"topk_idx": b.topk_idx.astype(np.int16)}, "topk_idx has dtype int16"),
+    "topk_idx of small integers": (
+        lambda b: {"topk_idx": b.topk_idx.astype(np.int16)},
+        "topk_idx has dtype int16",
+    ),
     "topk_idx unsigned": (lambda b: {"topk_idx": b.topk_idx.astype(np.uint64)}, "topk_idx has dtype uint64"),
-    "topk_idx of other tokens": (lambda b: {"topk_idx": b.topk_idx[:3]}, "topk_idx has shape (3, 2): expected (4, 2)"),
-    "topk_idx with too many slots": (lambda b: {"topk_idx": np.zeros((4, 3), int)}, "topk_idx has shape (4, 3)"),
+    "topk_idx of other tokens": (
+        lambda b: {"topk_idx": b.topk_idx[:3]},
+        "topk_idx has shape (3, 2): expected (4, 2)",
+    ),
+    "topk_idx with too many slots": (
+        lambda b: {"topk_idx": np.zeros((4, 3), int)},
+        "topk_idx has shape (4, 3)",
+    ),
     "topk_idx not contiguous": (lambda b: {"topk_idx": b.topk_idx[:, ::-1]}, "topk_idx is not C-contiguous"),
     "an expert too large": (lambda b: {"topk_idx": out_of_range(b, 5)}, "topk_idx[2, 1] is 5: expected -1"),
     "an expert below -1": (lambda b: {"topk_idx": out_of_range(b, -2)}, "topk_idx[2, 1] is -2: expected -1"),
-    "an expert beyond 32 bits": (lambda b: {"topk_idx": out_of_range(b, 2**32)}, "topk_idx[2, 1] is 4294967296"),
-    "weights of another dtype": (lambda b: {"topk_weights": b.topk_weights.astype(float)}, "topk_weights has dtype"),
-    "weights of another shape": (lambda b: {"topk_weights": b.topk_weights[:, :1]}, "topk_weights has shape (4, 1)"),
-    "weights at an odd address": (lambda b: {"topk_weights": misaligned(b.topk_weights)}, "topk_weights is misaligned"),
+    "an expert beyond 32 bits": (
+        lambda b: {"topk_idx": out_of_range(b, 2**32)},
+        "topk_idx[2, 1] is 4294967296",
+    ),
+    "weights of another dtype": (
+        lambda b: {"topk_weights": b.topk_weights.astype(float)},
+        "topk_weights has dtype",
+    ),
+    "weights of another shape": (
+        lambda b: {"topk_weights": b.topk_weights[:, :1]},
+        "topk_weights has shape (4, 1)",
+    ),
+    "weights at an odd address": (
+        lambda b: {"topk_weights": misaligned(b.topk_weights)},
+        "topk_weights is misaligned",
+    ),
     "no weights": (lambda b: {"topk_weights": None}, "topk_weights"),
     "no experts": (lambda b: {"topk_idx": None}, "topk_idx"),
     "a timeout of zero": (lambda b: {"timeout": 0}, "timeout=0"),
@@ -125,11 +149,17 @@ def test_more_tokens_than_agreed_are_refused(either_provider):
 
 # What rank 0 does instead of combine(d.x, d).
 COMBINE = {
-    "rows of another dtype": (lambda ep, d, y: ep.combine(d.x.astype(np.float16), d), "rows has dtype float16"),
+    "rows of another dtype": (
+        lambda ep, d, y: ep.combine(d.x.astype(np.float16), d),
+        "rows has dtype float16",
+    ),
     "too few rows": (lambda ep, d, y: ep.combine(d.x[1:], d), "rows has shape"),
     "rows of another length": (lambda ep, d, y: ep.combine(d.x[:, 1:], d), "rows has shape"),
     "rows not contiguous": (lambda ep, d, y: ep.combine(wide(d.x), d), "rows is not C-contiguous"),
-    "rows at an odd address": (lambda ep, d, y: ep.combine(misaligned(np.asarray(d.x)), d), "rows is misaligned"),
+    "rows at an odd address": (
+        lambda ep, d, y: ep.combine(misaligned(np.asarray(d.x)), d),
+        "rows is misaligned",
+    ),
     "rows are a number": (lambda ep, d, y: ep.combine(3, d), "rows is a int"),
     "weights of another dtype": (
         lambda ep, d, y: ep.combine(d.x, d, weights=np.ones((4, 2))),
@@ -139,7 +169,10 @@ COMBINE = {
         lambda ep, d, y: ep.combine(d.x, d, weights=np.ones((3, 2), np.float32)),
         "weights has shape (3, 2): expected (4, 2)",
     ),
-    "out of another shape": (lambda ep, d, y: ep.combine(d.x, d, out=y[1:]), "out has shape (3, 24): expected (4, 24)"),
+    "out of another shape": (
+        lambda ep, d, y: ep.combine(d.x, d, out=y[1:]),
+        "out has shape (3, 24): expected (4, 24)",
+    ),
     "out of another dtype": (
         lambda ep, d, y: ep.combine(d.x, d, out=y.astype(np.float32)),
         "out has dtype float32: expected bfloat16",
@@ -249,7 +282,9 @@ ARGUMENTS = {
 
 def make_wrongly(comm, changes):
     arguments = dict(num_experts=5, hidden=24, max_tokens=6, topk=2, dtype="bfloat16")
-    error = error_of(lambda: xccl.ExpertParallel(comm, **{**arguments, **changes})) if comm.rank == 0 else None
+    error = (
+        error_of(lambda: xccl.ExpertParallel(comm, **{**arguments, **changes})) if comm.rank == 0 else None
+    )
     with open_ep(comm) as ep:
         check_round(ep, comm)
     return error

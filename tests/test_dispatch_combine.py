@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import hypothesis
@@ -82,7 +83,9 @@ def rounds(draw):
     for _ in range(draw(st.sampled_from([1, 2, 3, 5]), "ranks")):
         tokens = draw(st.integers(0, shape.max_tokens))
         # Often the same expert for most slots: hypothesis fills what it does not draw with one value.
-        experts = hnp.arrays(index_dtype, (tokens, shape.topk), elements=st.integers(-1, shape.num_experts - 1))
+        experts = hnp.arrays(
+            index_dtype, (tokens, shape.topk), elements=st.integers(-1, shape.num_experts - 1)
+        )
         rng = np.random.default_rng(draw(st.integers(0, 2**32)))
         batches.append(
             Batch(
@@ -107,7 +110,8 @@ def batches_of(shape, tokens, choose, seed=1):
     """One batch per entry of `tokens`; `choose(rng, shape of topk_idx)` says which experts."""
     rng = np.random.default_rng(seed)
     return [
-        replace(random_batch(rng, shape, count), topk_idx=choose(rng, (count, shape.topk))) for count in tokens
+        replace(random_batch(rng, shape, count), topk_idx=choose(rng, (count, shape.topk)))
+        for count in tokens
     ]
 
 
@@ -122,7 +126,10 @@ NORMAL = {
     "tokens without any expert": ([3, 5, 2], lambda rng, size: np.full(size, -1)),
     "one expert gets everything": ([6, 6, 6], lambda rng, size: np.full(size, 4)),
     "a token names the same expert twice": ([2, 3, 4], lambda rng, size: rng.integers(0, 2, size)),
-    "some slots are empty": ([4, 4, 4], lambda rng, size: np.where(rng.integers(0, 2, size), -1, anything(rng, size))),
+    "some slots are empty": (
+        [4, 4, 4],
+        lambda rng, size: np.where(rng.integers(0, 2, size), -1, anything(rng, size)),
+    ),
     "a single rank": ([5], anything),
     "more ranks than experts": ([1, 0, 2, 3, 1, 2, 0], anything),
     "all tokens stay at home": ([4], lambda rng, size: np.zeros(size, np.int64)),
@@ -234,7 +241,7 @@ def test_the_number_of_ranks_does_not_change_a_bit(ranks, dtype):
         cuts += [30] * (size + 1 - len(cuts))
         parts = [
             Batch(everything.x[a:b], everything.topk_idx[a:b], everything.topk_weights[a:b])
-            for a, b in zip(cuts, cuts[1:], strict=False)
+            for a, b in itertools.pairwise(cuts)
         ]
         found = ranks.run(dispatch_and_combine, size, Shape(7, 40, 30, 3, dtype), parts)
         sums[size] = np.concatenate([got["y"] for got in found])

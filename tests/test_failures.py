@@ -58,7 +58,9 @@ def disagree_about(comm, field, values):
         ("dtype", ["bfloat16", "float16", "bfloat16"]),
     ],
 )
-def test_different_arguments_are_a_mismatch_that_names_the_field_and_the_ranks(either_provider, field, values):
+def test_different_arguments_are_a_mismatch_that_names_the_field_and_the_ranks(
+    either_provider, field, values
+):
     errors = either_provider.run(disagree_about, 3, field, values)
     assert [type(error) for error in errors] == [xccl.Mismatch] * 3
     assert [error.ranks for error in errors] == [[1], [0, 2], [1]]

@@ -24,7 +24,7 @@ def use_as_planned(comm, shape):
     rng = np.random.default_rng(comm.rank)
     most = 0
     with xccl.ExpertParallel(comm, *shape_arguments(shape)) as ep:
-        for number in range(8):
+        for _number in range(8):
             batch = random_batch(rng, shape, shape.max_tokens)
             batch.topk_idx[:] = rng.permuted(
                 np.tile(np.arange(shape.num_experts), (shape.max_tokens, 1)), axis=1
@@ -81,13 +81,17 @@ def test_address_space_is_reserved_for_the_worst_case(size, results):
     shape = Shape(num_experts=10, hidden=700, max_tokens=50, topk=4)
     plan = xccl.ExpertParallel.plan(size, *shape_arguments(shape), results)
     every_token_to_one_rank = size * shape.max_tokens * shape.topk * shape.hidden * 2
-    rows, outputs = [line for line in plan.lines if "results" in line.what and "rows" in line.what or "output" in line.what]
+    rows, outputs = [
+        line for line in plan.lines if ("results" in line.what and "rows" in line.what) or "output" in line.what
+    ]
     assert rows.reserved >= results * every_token_to_one_rank
     assert outputs.reserved >= results * every_token_to_one_rank
     assert plan.reserved < 2 * (rows.reserved + outputs.reserved) + 200 * 2**20
 
 
-@pytest.mark.parametrize("smaller", [{"hidden": 512}, {"max_tokens": 32}, {"topk": 4}, {"results": 1}, {"size": 4}])
+@pytest.mark.parametrize(
+    "smaller", [{"hidden": 512}, {"max_tokens": 32}, {"topk": 4}, {"results": 1}, {"size": 4}]
+)
 def test_smaller_arguments_make_a_smaller_plan(smaller):
     arguments = {"size": 8, "num_experts": 64, "hidden": 1024, "max_tokens": 64, "topk": 8}
     plan, less = xccl.ExpertParallel.plan(**arguments), xccl.ExpertParallel.plan(**{**arguments, **smaller})

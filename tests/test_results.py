@@ -118,7 +118,9 @@ def reuse_routing(comm):
     for number in range(2, 8):  # long after release, with other rounds between
         check_round(ep, random_batches(number, SHAPE, comm.size), comm.rank)
         rng = np.random.default_rng(number)
-        others = [type(b)(ordinary_values(rng, b.x.shape, SHAPE.dtype), b.topk_idx, b.topk_weights) for b in batches]
+        others = [
+            type(b)(ordinary_values(rng, b.x.shape, SHAPE.dtype), b.topk_idx, b.topk_weights) for b in batches
+        ]
         with ep.dispatch(others[comm.rank].x, routing=routing) as d:
             check_rows(d, others, comm.rank)
             y = ep.combine(scaled(ep, d), d)

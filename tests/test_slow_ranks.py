@@ -74,7 +74,9 @@ def many_rounds_with_two_objects(comm, rounds, longest):
     eps = [xccl.ExpertParallel(comm, *shape_arguments(shape)) for shape in shapes]
     for number in range(rounds):
         for which, shape in enumerate(shapes):
-            batches = no_tokens_on({(number + which) % 4}, random_batches((2, number, which), shape, comm.size))
+            batches = no_tokens_on(
+                {(number + which) % 4}, random_batches((2, number, which), shape, comm.size)
+            )
             round_trip(eps[which], shape, batches, comm.rank, number, pause)
     for ep in eps:
         ep.close()
@@ -134,7 +136,9 @@ def overwrite_buffers(comm, shape, rounds):
                     out[:] = np.nan
                     out[:] = d.x * (turn + 1)
                     y = ep.combine(out, d)
-                    same_bits(y, combined(mine, shape, lambda _, row, k=turn + 1: row * k), f"sums of {number}")
+                    same_bits(
+                        y, combined(mine, shape, lambda _, row, k=turn + 1: row * k), f"sums of {number}"
+                    )
                 rows = np.array(d.x)
                 y = ep.combine(rows, d)
                 rows[:] = np.nan  # private memory is free again when combine returns

@@ -81,7 +81,9 @@ def dispatched(rank: int, batches: Sequence[Batch], shape: Shape) -> Rows:
     )
 
 
-def combined(batch: Batch, shape: Shape, expert: Callable[[int, Any], Any] | None = None) -> np.ndarray[Any, Any]:
+def combined(
+    batch: Batch, shape: Shape, expert: Callable[[int, Any], Any] | None = None
+) -> np.ndarray[Any, Any]:
     """The sums that the owner of `batch` gets when expert e turns a row into expert(e, row).
 
     The arithmetic contract: in top-k order, acc = round32(w * row) for the first expert, then

@@ -107,7 +107,12 @@ class ExpertParallel:
     def closed(self) -> bool: ...
     def input_buffer(self, n: int, timeout: float) -> _Array: ...
     def dispatch(
-        self, x: _Array, topk_idx: _Array | None, topk_weights: _Array | None, routing: Routing | None, timeout: float
+        self,
+        x: _Array,
+        topk_idx: _Array | None,
+        topk_weights: _Array | None,
+        routing: Routing | None,
+        timeout: float,
     ) -> Dispatched: ...
     def output_buffer(self, d: Dispatched, timeout: float) -> _Array: ...
     def combine(

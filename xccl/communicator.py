@@ -74,7 +74,9 @@ def _identity(rank: int | None, size: int | None, job: str | None) -> LaunchInfo
         raise InvalidArgument("rank= and size= belong together: give both, or neither under a launcher")
     if rank is not None and size is not None:
         if job is None and size > 1:
-            raise InvalidArgument("job= is missing: give a name that all ranks of this job, and no other job, use")
+            raise InvalidArgument(
+                "job= is missing: give a name that all ranks of this job, and no other job, use"
+            )
         rank, size = whole("rank", rank), whole("size", size)
         return LaunchInfo(rank, size, rank, size, job or f"alone-{uuid.uuid4()}", "arguments")
     info = detect()
@@ -101,7 +103,9 @@ def _warn_of_unknown_settings() -> None:
 
 def _seconds(name: str, value: float) -> float:
     if not (isinstance(value, (int, float)) and math.isfinite(value) and value > 0):
-        raise InvalidArgument(f"{name}={value!r}: expected a positive number of seconds; every wait is bounded")
+        raise InvalidArgument(
+            f"{name}={value!r}: expected a positive number of seconds; every wait is bounded"
+        )
     return float(value)
 
 
@@ -123,7 +127,9 @@ def deadline(timeout: float | None) -> float:
 
 def _refuse_objects(name: str, dtype: np.dtype[Any]) -> None:
     if dtype.hasobject:
-        raise InvalidArgument(f"{name}: dtype {dtype} holds Python objects, which mean nothing to other ranks")
+        raise InvalidArgument(
+            f"{name}: dtype {dtype} holds Python objects, which mean nothing to other ranks"
+        )
 
 
 class Communicator:
@@ -205,7 +211,12 @@ class Communicator:
             out = np.empty(shape, mine.dtype).view(Array)
         elif not isinstance(out, np.ndarray):
             raise InvalidArgument(f"out is a {type(out).__name__}: expected a numpy array")
-        elif out.shape != shape or out.dtype != mine.dtype or not out.flags.c_contiguous or not out.flags.writeable:
+        elif (
+            out.shape != shape
+            or out.dtype != mine.dtype
+            or not out.flags.c_contiguous
+            or not out.flags.writeable
+        ):
             raise InvalidArgument(
                 f"out has shape {out.shape} and dtype {out.dtype}: expected a writable C-contiguous array of shape "
                 f"{shape} and dtype {mine.dtype}"
@@ -242,7 +253,9 @@ class Communicator:
 
     def __repr__(self) -> str:
         state = ", closed" if self.closed else ""
-        return f"<xccl.Communicator rank {self.rank} of {self.size}, {self.provider}, job {self.job!r}{state}>"
+        return (
+            f"<xccl.Communicator rank {self.rank} of {self.size}, {self.provider}, job {self.job!r}{state}>"
+        )
 
 
 @atexit.register

@@ -133,7 +133,9 @@ class ExpertParallel:
         ):
             raise InvalidArgument("dispatch takes either topk_idx and topk_weights, or routing=")
         if not (routing is None or isinstance(routing, Routing)):
-            raise InvalidArgument(f"routing is a {type(routing).__name__}: expected d.routing of an earlier dispatch")
+            raise InvalidArgument(
+                f"routing is a {type(routing).__name__}: expected d.routing of an earlier dispatch"
+            )
         native = self._native.dispatch(
             rows,
             None if topk_idx is None else as_array("topk_idx", topk_idx),
@@ -224,8 +226,16 @@ class ExpertParallel:
             in_place: combine is always given d.x itself, so that output buffers are never used.
         """
         rank = whole("rank", rank, 0, whole("size", size, 1) - 1)
-        shape = {"num_experts": num_experts, "hidden": hidden, "max_tokens": max_tokens, "topk": topk, "results": results}
-        num_experts, hidden, max_tokens, topk, results = (whole(name, value, 1) for name, value in shape.items())
+        shape = {
+            "num_experts": num_experts,
+            "hidden": hidden,
+            "max_tokens": max_tokens,
+            "topk": topk,
+            "results": results,
+        }
+        num_experts, hidden, max_tokens, topk, results = (
+            whole(name, value, 1) for name, value in shape.items()
+        )
         tokens = max_tokens if tokens is None else whole("tokens", tokens, 0, max_tokens)
         if rows is not None:
             rows = whole("rows", rows, 0)
@@ -233,7 +243,9 @@ class ExpertParallel:
             local = num_experts // size + (rank < num_experts % size)
             rows = math.ceil(size * tokens * topk * local / num_experts)
         name = _row_dtype(dtype).name
-        lines = _core.plan(num_experts, hidden, max_tokens, topk, name, results, size, rank, tokens, rows, in_place)
+        lines = _core.plan(
+            num_experts, hidden, max_tokens, topk, name, results, size, rank, tokens, rows, in_place
+        )
         title = (
             f"ExpertParallel on rank {rank} of {size}: {num_experts} experts, hidden {hidden}, {name}, max_tokens "
             f"{max_tokens}, topk {topk}; {tokens} tokens dispatched and {rows} rows received per call"
@@ -295,7 +307,7 @@ class Dispatched:
 
     def expert(self, i: int) -> Array:
         """(counts[i], hidden): the rows of the i-th local expert, a view of d.x."""
-        return self.x[self.rows_of(i)]
+        return self.x[self.rows_of(i)].view(Array)
 
     def output_buffer(self, timeout: float | None = None) -> Array:
         """(num_rows, hidden) to write the experts' results into, which combine then does not copy.
@@ -379,6 +391,8 @@ def _refuse_planned(
         if value is not None:
             raise InvalidArgument(f"{name}={value!r}: expected None; quantised rows are not in this version")
     if combine_dtype is not None and as_dtype(combine_dtype) != dtype:
-        raise InvalidArgument(f"combine_dtype={combine_dtype!r}: expected None or {dtype.name} in this version")
+        raise InvalidArgument(
+            f"combine_dtype={combine_dtype!r}: expected None or {dtype.name} in this version"
+        )
     if layout != "expert":
         raise InvalidArgument(f'layout={layout!r}: expected "expert", the only one in this version')

@@ -71,7 +71,9 @@ def check_logits(truth: Truth, requests: list[Request], topk: int, size: int, fo
         )
     )
     against = "the dense model" if topk == truth.experts else "the same experts in one process"
-    return _within_tolerance(f"{size} rank{'s' * (size > 1)}, k = {topk}, against {against}", difference, values)
+    return _within_tolerance(
+        f"{size} rank{'s' * (size > 1)}, k = {topk}, against {against}", difference, values
+    )
 
 
 def _beside_truth(mine: np.ndarray, truth: Iterator[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -119,16 +119,16 @@ def read_prompts(path: Path) -> list[tuple[int, str]]:
             continue
         limit, bar, question = line.partition("|")
         if not bar or not limit.strip().isdecimal() or int(limit) < 1 or not question.strip():
-            raise DemoError(f"{path}:{number}: expected 'most new tokens | question', such as '40 | Who are you?'")
+            raise DemoError(
+                f"{path}:{number}: expected 'most new tokens | question', such as '40 | Who are you?'"
+            )
         prompts.append((int(limit), question.strip()))
     if not prompts:
         raise DemoError(f"{path} has no prompts; write lines such as '40 | Who are you?'")
     return prompts
 
 
-def serve(
-    setup: Setup, questions: list[tuple[int, str]]
-) -> tuple[list[Answer], list[Request], Summary]:
+def serve(setup: Setup, questions: list[tuple[int, str]]) -> tuple[list[Answer], list[Request], Summary]:
     """Generate all answers with the ranks, showing the text as it grows."""
     requests = [
         Request(index, setup.tokenizer.encode_chat(question), limit)
@@ -140,7 +140,10 @@ def serve(
         for index, (limit, question) in enumerate(questions)
     ]
     size, topk = setup.options.ranks, setup.options.topk
-    print(f"{len(requests)} prompts on {size} ranks, {topk} of {setup.options.experts} experts per token\n", flush=True)
+    print(
+        f"{len(requests)} prompts on {size} ranks, {topk} of {setup.options.experts} experts per token\n",
+        flush=True,
+    )
     board = Board(answers)
     with job_folder(setup.options.cache) as folder:
         try:
@@ -154,7 +157,9 @@ def serve(
 def _check_lengths(requests: list[Request], context: int) -> None:
     for request in requests:
         if len(request.tokens) + request.max_new > context:
-            raise DemoError(f"prompt #{request.id} and its answer exceed the model's {context} tokens; shorten it")
+            raise DemoError(
+                f"prompt #{request.id} and its answer exceed the model's {context} tokens; shorten it"
+            )
 
 
 def show_report(setup: Setup, summary: Summary) -> Path:

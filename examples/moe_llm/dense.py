@@ -7,7 +7,6 @@ neuron lost or doubled by the split cannot hide on both sides of a comparison.
 from __future__ import annotations
 
 import numpy as np
-
 from gguf_file import GgufModel
 from llama import Backbone
 

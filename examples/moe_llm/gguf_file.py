@@ -86,9 +86,7 @@ class GgufModel:
         if name not in self._tensors:
             raise DemoError(f"{self.path} has no tensor {name!r}: it is not the expected model")
         tensor = self._tensors[name]
-        return np.ascontiguousarray(
-            self._dequantize(tensor.data, tensor.tensor_type), dtype=np.float32
-        )
+        return np.ascontiguousarray(self._dequantize(tensor.data, tensor.tensor_type), dtype=np.float32)
 
     def layer_tensor(self, layer: int, name: str) -> np.ndarray:
         """A weight of one layer, by its short name ("ffn_gate")."""

@@ -37,7 +37,9 @@ class Job:
     max_tokens: int
     end_token: int
     requests: list[Request]
-    broken_expert: tuple[int, int] | None = None  # (layer, expert) that shall return zeros: see --break-expert
+    broken_expert: tuple[int, int] | None = (
+        None  # (layer, expert) that shall return zeros: see --break-expert
+    )
 
     def write(self, folder: Path) -> None:
         (folder / "job.json").write_text(json.dumps(asdict(self)))

@@ -50,7 +50,9 @@ class EventTail:
 def run_ranks(job: Job, size: int, folder: Path, on_events: OnEvents | None = None) -> None:
     """Run a job to its end in `size` ranks, its files in `folder`. on_events is called often, also with []."""
     if importlib.util.find_spec("xccl") is None:
-        raise DemoError("xccl is not installed in this Python; in the repository run: pip install . (or make demo)")
+        raise DemoError(
+            "xccl is not installed in this Python; in the repository run: pip install . (or make demo)"
+        )
     job.write(folder)
     tail = EventTail(folder, size)
     log = folder / "log.txt"

@@ -116,9 +116,7 @@ class Llama:
         self.weights = backbone
         self.config = backbone.config
 
-    def attention(
-        self, layer: int, x: np.ndarray, chunks: Sequence[Chunk], turn: np.ndarray
-    ) -> np.ndarray:
+    def attention(self, layer: int, x: np.ndarray, chunks: Sequence[Chunk], turn: np.ndarray) -> np.ndarray:
         """The attention block's contribution to the hidden states of all chunks' tokens."""
         weights, config = self.weights, self.config
         normed = rms_norm(x, weights.attn_norm[layer], config.norm_eps)

@@ -24,7 +24,12 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--ranks", type=int, default=4, metavar="N", help="processes that generate the text (default: 4)")
     add("--experts", type=int, default=EXPERTS, metavar="E", help=f"experts per layer (default: {EXPERTS})")
-    add("--topk", type=int, metavar="K", help=f"experts per token (default: {TOPK} of {EXPERTS}, in proportion)")
+    add(
+        "--topk",
+        type=int,
+        metavar="K",
+        help=f"experts per token (default: {TOPK} of {EXPERTS}, in proportion)",
+    )
     add("--prompts", type=Path, default=HERE / "texts" / "prompts.txt", metavar="FILE",
         help="lines 'most new tokens | question'")  # fmt: skip
     add("--cache", type=Path, default=HERE.parents[1] / "build" / "demo", metavar="DIR",
@@ -76,7 +81,9 @@ def _run(options: argparse.Namespace) -> int:
         import demo
         from errors import DemoError
     except ModuleNotFoundError as error:
-        print(f"demo: FAILED the Python package {error.name!r} is missing; pip install numpy, or run: make demo")
+        print(
+            f"demo: FAILED the Python package {error.name!r} is missing; pip install numpy, or run: make demo"
+        )
         return 1
     try:
         return demo.run(

@@ -77,7 +77,9 @@ def _fill_clusters(distances: np.ndarray) -> np.ndarray:
     members: list[list[int]] = [[] for _ in range(clusters)]
     placed = [False] * points
     nearest_first = np.argsort(distances, axis=None)
-    for point, cluster in zip((nearest_first // clusters).tolist(), (nearest_first % clusters).tolist(), strict=True):
+    for point, cluster in zip(
+        (nearest_first // clusters).tolist(), (nearest_first % clusters).tolist(), strict=True
+    ):
         if not placed[point] and len(members[cluster]) < share:
             members[cluster].append(point)
             placed[point] = True

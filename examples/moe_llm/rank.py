@@ -15,10 +15,11 @@ from typing import TextIO
 
 import numpy as np
 import prepare
-import xccl
 from job import GENERATE, Event, Job, RankStats, Request, events_file, logits_file, write_stats
 from llama import KvCache, Llama
 from serving import DistributedExperts, LiveSequence, PhaseClock, Server, Work
+
+import xccl
 
 
 class Writer:

@@ -66,7 +66,9 @@ def table(summary: Summary) -> str:
     rows = [_row(rank, summary.hidden) for rank in summary.stats]
     rows.append(_total(summary))
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
-    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in [head, *rows]]
+    lines = [
+        "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in [head, *rows]
+    ]
     return "\n".join(
         [
             *lines,
