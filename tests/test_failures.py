@@ -320,7 +320,7 @@ def test_a_death_between_calls_shows_in_the_next_call(processes, tmp_path):
 
 
 def forget_to_close(part, folder):
-    """A rank of the local provider "dies" when its communicator goes away without close()."""
+    """A communicator that goes away without close() ends like one that was closed."""
     comm = part.init()
     comm.barrier()
     if comm.rank == 1:
@@ -331,9 +331,9 @@ def forget_to_close(part, folder):
     return error
 
 
-def test_a_communicator_that_is_dropped_counts_as_dead(either_provider, tmp_path):
+def test_a_communicator_that_is_dropped_counts_as_closed(either_provider, tmp_path):
     error = either_provider.run(forget_to_close, 2, tmp_path, joins=False)[0]
-    assert type(error) is xccl.PeerLost
+    assert type(error) is xccl.Closed
     assert error.ranks == [1]
 
 

@@ -64,6 +64,7 @@ void round(Communicator& comm, Operation& op, const std::byte* mine, std::byte* 
     }
   }
   comm.world().provider().quiet();
+  comm.require_trust();
   comm.board().finish(seq);
 }
 

@@ -194,7 +194,10 @@ void Communicator::keep(int for_rank, bool (*ready)(void*), void* context) {
   for (const int member : closed)
     if (!done_(member)) missing.push_back(world_rank(member));
   if (missing.empty() || ready(context)) return;
-  throw Error(Status::Closed, text(rank_list(missing), " closed the communicator and will not take part"),
+  throw Error(Status::Closed,
+              text(rank_list(missing),
+                   missing.size() == 1 ? " has closed its communicator" : " have closed their communicators",
+                   " and will not take part"),
               missing);
 }
 

@@ -90,7 +90,6 @@ class Communicator : public Vigil {
     begin(op);
     try {
       body(op);
-      if (op.published()) require_trust();
       counter += op.published();
       world_->leave();
     } catch (Error& error) {
@@ -153,6 +152,9 @@ class Communicator : public Vigil {
     return world_->reached(world_rank(member), op.name, op.seq);
   }
 
+  // Called at the end of every operation that pulled: PeerLost or PeerFailed unless what was pulled can be trusted.
+  void require_trust();
+
   // Tells everybody that this rank gives up, for the reason given; the communicator refuses further use.
   void abort(const std::string& reason);
   // InvalidArgument, Closed, or the first cause: whatever forbids to use this communicator now.
@@ -177,7 +179,6 @@ class Communicator : public Vigil {
   void connect(const std::vector<Card>& cards);
   void begin(const Operation& op);
   void leave_by(const Error& error, const Operation& op);
-  void require_trust();
   void end(const Error& cause);
   void raise_if_member_down();
   template <class Done>

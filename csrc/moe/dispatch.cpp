@@ -36,6 +36,7 @@ class DispatchCall {
     check_heard();
     if (fresh_) pull_lists();
     pull_rows(slot);
+    comm_.require_trust();
     ep_.board_->finish(op_.seq);
     slot.leased.store(true, std::memory_order_relaxed);
     return std::make_shared<Dispatched>(Dispatched{routing_, std::make_shared<Lease>(ep_.memory_, slot)});
