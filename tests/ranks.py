@@ -304,7 +304,15 @@ def state_of(pid: int) -> str:
 def kill(pid: int) -> None:
     """kill -9, and until all that the process had open is closed."""
     os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: state_of(pid) in ("Z", ""), f"process {pid} has ended")
+    wait_until(lambda: state_of(pid) in ("Z", "") and threads_of(pid) <= 1, f"process {pid} has ended")
+
+
+def threads_of(pid: int) -> int:
+    """Threads that have not ended. The first may be a zombie while others still hold the process's files open."""
+    try:
+        return len(os.listdir(f"/proc/{pid}/task"))
+    except OSError:
+        return 0
 
 
 def mark(folder: str | os.PathLike[str], name: str, text: str = "") -> None:
