@@ -66,7 +66,8 @@ def return_a_lambda(comm):
 
 
 def print_and_return(comm):
-    print(f"rank {comm.rank} was here")
+    # In one write: print() writes its newline apart where output is not buffered, and another rank comes between.
+    sys.stdout.write(f"rank {comm.rank} was here\n")
 
 
 def nothing(comm):

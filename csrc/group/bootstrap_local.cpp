@@ -27,6 +27,18 @@ std::map<std::string, std::shared_ptr<Meeting>>& meetings() {
   return table;
 }
 
+// The lowest rank is taken at its word, whoever came first: the same ranks are named in every run.
+Error disagreement(const Meeting& meeting, const JobSpec& spec) {
+  std::vector<int> others;
+  for (const auto& [rank, bytes] : meeting.arrived) others.push_back(rank);
+  const bool newcomer_is_wrong = !others.empty() && others.front() < spec.rank;
+  const std::vector<int> wrong = newcomer_is_wrong ? std::vector<int>{spec.rank} : others;
+  return Error(Status::Mismatch,
+               text("job \"", spec.job, "\" has ", newcomer_is_wrong ? meeting.size : spec.size, " ranks, ",
+                    rank_list(wrong), " said ", newcomer_is_wrong ? spec.size : meeting.size),
+               wrong);
+}
+
 // Ends a meeting for everybody. A later rank begins a new one.
 [[noreturn]] void give_up(Meeting& meeting, const std::string& job, const Error& error) {
   meeting.failed = error;
@@ -45,12 +57,7 @@ std::vector<Parcel> bootstrap_local(const JobSpec& spec, Parcel mine, const Dead
     entry->size = spec.size;
   }
   const std::shared_ptr<Meeting> meeting = entry;
-  if (meeting->size != spec.size)
-    give_up(*meeting, spec.job,
-            Error(Status::Mismatch,
-                  text("job \"", spec.job, "\" was started with ", meeting->size, " ranks, rank ", spec.rank,
-                       " says ", spec.size),
-                  {spec.rank}));
+  if (meeting->size != spec.size) give_up(*meeting, spec.job, disagreement(*meeting, spec));
   if (!meeting->arrived.emplace(spec.rank, mine.bytes).second)
     fail(Status::InvalidArgument, "job \"", spec.job, "\" already has a rank ", spec.rank,
          "; give each job its own name");
