@@ -87,10 +87,21 @@ def set_up(options: Options) -> Setup:
     print("reading the model", flush=True)
     model = GgufModel(find_model())
     tokenizer = ChatTokenizer(model)
+    _check_broken_expert(options, model.config.layers)
     progress = StepProgress(f"splitting every layer into {options.experts} experts")
     folder = prepare.find_or_prepare(model, tokenizer, options.experts, options.cache, progress)
     print(f"prepared model: {folder}\n")
     return Setup(options, model, tokenizer, folder, Truth(model, prepare.load(folder)))
+
+
+def _check_broken_expert(options: Options, layers: int) -> None:
+    if options.broken_expert is None:
+        return
+    layer, expert = options.broken_expert
+    if layer >= layers or expert >= options.experts:
+        raise DemoError(
+            f"--break-expert {layer}:{expert}: layers are 0 to {layers - 1}, experts 0 to {options.experts - 1}"
+        )
 
 
 def show_quality(setup: Setup) -> str:

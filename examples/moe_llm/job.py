@@ -37,9 +37,7 @@ class Job:
     max_tokens: int
     end_token: int
     requests: list[Request]
-    broken_expert: tuple[int, int] | None = (
-        None  # (layer, expert) that shall return zeros: see --break-expert
-    )
+    broken_expert: tuple[int, int] | None = None  # (layer, expert) that returns zeros: see --break-expert
 
     def write(self, folder: Path) -> None:
         (folder / "job.json").write_text(json.dumps(asdict(self)))
@@ -48,6 +46,8 @@ class Job:
     def read(folder: Path) -> Job:
         fields = json.loads((folder / "job.json").read_text())
         fields["requests"] = [Request(**request) for request in fields["requests"]]
+        if fields["broken_expert"] is not None:  # JSON made a list of it, which would equal no tuple
+            fields["broken_expert"] = tuple(fields["broken_expert"])
         return Job(**fields)
 
 

@@ -75,7 +75,8 @@ def perplexity(logits: Iterator[np.ndarray], tokens: Tokens) -> float:
     surprise = [
         np.log(np.exp(row - row.max()).sum(dtype=np.float64)) + row.max() - row[token]
         for rows in logits
-        # The last row predicts a token beyond the text: `following` ends first, and zip drops it.
-        for token, row in zip(following, rows, strict=False)
+        # Rows first: where a block of rows ends, zip must not have taken a token yet. The text's last row predicts
+        # a token beyond it and is dropped.
+        for row, token in zip(rows, following, strict=False)
     ]
     return float(np.exp(np.mean(surprise)))

@@ -1,0 +1,56 @@
+"""The demo's stages with a tiny random model: `make demo` itself needs 100 MB of weights, and checks itself."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROGRAM = Path(__file__).with_name("moe_llm_program.py")
+MAIN = Path(__file__).resolve().parents[1] / "examples" / "moe_llm" / "main.py"
+
+
+def run(folder: Path, *command: object) -> subprocess.CompletedProcess[str]:
+    environ = os.environ | {"OPENBLAS_NUM_THREADS": "1"}
+    line = [sys.executable, *map(str, command)]
+    return subprocess.run(line, cwd=folder, env=environ, capture_output=True, text=True, timeout=110)
+
+
+@pytest.mark.parametrize("ranks", [1, 4, 7])
+def test_the_ranks_agree_with_one_process(tmp_path, ranks):
+    # 5 prompts of different lengths: at 7 ranks some have no token at all, at 4 most end early.
+    done = run(tmp_path, PROGRAM, "serve", ranks, "none")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "FAILED" not in done.stdout
+    assert "5 prompts" in done.stdout
+    assert "hottest expert" in done.stdout
+
+
+def test_one_broken_expert_is_noticed(tmp_path):
+    done = run(tmp_path, PROGRAM, "serve", 2, "1:3")
+    assert done.returncode == 1, done.stdout + done.stderr
+    failed = [line for line in done.stdout.splitlines() if "FAILED" in line]
+    assert any("against the dense model" in line for line in failed)
+    assert any("against the same experts" in line for line in failed)
+
+
+def test_perplexity_is_what_its_definition_says(tmp_path):
+    done = run(tmp_path, PROGRAM, "perplexity")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--ranks", "0"], "--ranks and --max-tokens must be at least 1"),
+        (["--topk", "33"], "--topk 33 must be between 1 and --experts 32"),
+        (["--break-expert", "3"], "expected LAYER:EXPERT"),
+    ],
+)
+def test_a_wrong_option_is_refused_before_any_work(tmp_path, options, says):
+    done = run(tmp_path, MAIN, *options)
+    assert done.returncode == 2
+    assert says in done.stderr

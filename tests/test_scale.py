@@ -1,0 +1,39 @@
+"""Many rounds and many ranks, on however few cores there are: `python -m xccl run -n N`."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROGRAM = Path(__file__).with_name("scale_program.py")
+
+
+def run(size: int, *arguments: object, timeout: float) -> str:
+    """Runs scale_program.py on `size` ranks and gives back what rank 0 printed."""
+    command = [sys.executable, "-m", "xccl", "run", "-n", str(size), str(PROGRAM), *map(str, arguments)]
+    environ = os.environ | {"OPENBLAS_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=timeout)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.mark.timeout(300)
+def test_a_thousand_rounds_on_eight_ranks_give_the_bits_of_one_two_and_three():
+    # Every round has the same 32 x 8 tokens in all, however many ranks share them; each is compared with numpy.
+    answers = {size: run(size, "rounds", 1024, 1000, timeout=280) for size in (1, 2, 3, 8)}
+    assert len(set(answers.values())) == 1, answers
+
+
+@pytest.mark.timeout(200)
+def test_sixty_four_ranks_go_twenty_rounds_within_a_tenth_of_the_planned_memory():
+    # Memory is taken in units of 64 KiB: rows of 14 KiB, so that these do not decide.
+    assert run(64, "memory", 7168, 20, timeout=180).startswith("right; ")
+
+
+@pytest.mark.timeout(300)
+def test_256_ranks_meet_dispatch_combine_and_end():
+    assert run(256, "memory", 1024, 1, timeout=280).startswith("right; ")
