@@ -90,6 +90,16 @@ assert before == after, (before, after)
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
 
 
+def test_the_source_folder_says_that_it_is_not_the_installed_package(tmp_path):
+    (tmp_path / "xccl").mkdir()
+    (tmp_path / "xccl" / "__init__.py").write_text((ROOT / "xccl" / "__init__.py").read_text())
+    line = [sys.executable, "-m", "xccl", "doctor"]
+    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode != 0
+    assert "sources only" in done.stderr
+    assert "`xccl` command" in done.stderr
+
+
 @pytest.mark.parametrize("path", PACKAGE, ids=name)
 def test_bytes_of_other_ranks_never_become_code(path):
     text = path.read_text()

@@ -8,7 +8,16 @@
 Not PyTorch's backend string "xccl", which is Intel's and another thing. Importing does no work.
 """
 
-from xccl._core import __version__
+try:
+    from xccl._core import __version__
+except ModuleNotFoundError as error:
+    if error.name != "xccl._core":
+        raise
+    raise ImportError(
+        f"{__path__[0]} holds XCCL's sources only, without the compiled part. `pip install .` builds it; then start "
+        "Python in another folder, or use the `xccl` command instead of `python -m xccl`"
+    ) from None
+
 from xccl.array import Array
 from xccl.communicator import Communicator, init
 from xccl.errors import (

@@ -65,7 +65,7 @@ const std::vector<Setting>& settings() {
          c.startup_timeout = number(s, v, 1e-3, "seconds, at least 0.001");
        }},
       {"XCCL_ADDRESS_SPACE", "0",
-       "address space reserved per rank, e.g. 64G; 0: chosen from the machine's memory",
+       "address space reserved per rank, e.g. 64G; 0: chosen from the number of ranks and ulimit -v",
        [](Config& c, const Setting& s, const std::string& v) { c.address_space = bytes(s, v); }},
       {"XCCL_SPIN_US", "-1",
        "how long a wait spins before it yields, in microseconds; -1: chosen from cores and ranks",

@@ -14,7 +14,7 @@ struct Config {
   bool direct = true;              // false: everything goes through put, get and signal
   double timeout = 30.0;           // seconds; default deadline of a call
   double startup_timeout = 120.0;  // seconds; deadline of init
-  uint64_t address_space = 0;      // bytes reserved per rank; 0: chosen from the memory of the machine
+  uint64_t address_space = 0;      // bytes reserved per rank; 0: chosen from ranks and ulimit -v
   int64_t spin_us = -1;            // how long a wait spins; -1: chosen from cores and ranks
   bool huge_pages = true;
   std::string kernels = "auto";

@@ -1,7 +1,7 @@
 // The one exception of the core. It carries fields, not only text: the status, the operation, its
 // sequence number, the phase it was in, and the ranks at fault.
 // Thrown where a thing is decided; layers above fill in what they know with `during` and rethrow.
-// Not here: the Python classes (python/errors.cpp).
+// Not here: the Python classes (python/bind_errors.cpp).
 #pragma once
 
 #include <cstdint>

@@ -70,10 +70,11 @@ void round(Communicator& comm, Operation& op, const std::byte* mine, std::byte* 
 
 }  // namespace
 
-void all_gather(Communicator& comm, const void* mine, void* all, uint64_t bytes, double timeout) {
+void all_gather(Communicator& comm, const void* mine, void* all, uint64_t bytes, double timeout,
+                const char* on_behalf_of) {
   // Every round is a call of its own on the board, so the rounds count, not the calls.
   uint64_t calls = comm.collective_seq();
-  comm.operate("all_gather", calls, timeout, [&](Operation& op) {
+  comm.operate(on_behalf_of, calls, timeout, [&](Operation& op) {
     uint64_t offset = 0;
     do {
       const uint64_t part = std::min(bytes - offset, scratch_slot_bytes);

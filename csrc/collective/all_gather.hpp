@@ -9,6 +9,8 @@ namespace xccl {
 
 // `mine`: bytes of this rank. `all`: size() times `bytes`. `bytes` is the same on every rank: Mismatch otherwise,
 // naming the ranks that differ. Other errors: Timeout, PeerLost, PeerFailed, Closed. timeout < 0: the default.
-void all_gather(Communicator& comm, const void* mine, void* all, uint64_t bytes, double timeout = -1);
+// `on_behalf_of`: the call that errors name, where the library itself needs the exchange.
+void all_gather(Communicator& comm, const void* mine, void* all, uint64_t bytes, double timeout = -1,
+                const char* on_behalf_of = "all_gather");
 
 }  // namespace xccl

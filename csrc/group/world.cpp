@@ -60,7 +60,7 @@ World::World(const JobSpec& spec, const Config& config)
       waiter_(fixed().bell, fixed().status, WaitPolicy::choose(spec.size, usable_cores(), config.spin_us),
               *provider_),
       lines_(control_.bytes),
-      known_(static_cast<size_t>(spec.size), PeerFlag::fine) {
+      known_(static_cast<size_t>(spec.size)) {
   const uint64_t fixed_bytes = round_up(peer_flag_offset(spec.size), cache_line);
   lines_.allocate(fixed_bytes, cache_line);
   lines_committed_ = round_up(fixed_bytes, 4096);
@@ -76,8 +76,6 @@ void World::write_header() {
   header.header_bytes = static_cast<uint32_t>(peer_flags_offset);
   header.segment_bytes = control_.bytes;
   fixed().status.state.store(static_cast<uint64_t>(RankState::running), std::memory_order_relaxed);
-  // release: whoever sees ready sees the header and the status.
-  header.ready.store(1, std::memory_order_release);
 }
 
 std::vector<std::string> World::connect(const std::string& card, const Deadline& deadline) {
@@ -113,9 +111,9 @@ std::vector<std::string> World::connect(const std::string& card, const Deadline&
 }
 
 void World::check_header(int rank) {
-  // The parcel was sent after `ready` was stored, so there is nothing to wait for; but nothing to believe either.
+  // The parcel was sent after the header was written, so there is nothing to wait for; but nothing to believe either.
   ControlHeader header{};
-  const Transfer transfer{&header, 0, offsetof(ControlHeader, ready)};
+  const Transfer transfer{&header, 0, sizeof header};
   const RemoteRegion& region = control(rank);
   if (region.bytes != control_segment_bytes)
     fail(Status::Failure, "rank ", rank, " names a control segment of the wrong size");
@@ -168,9 +166,8 @@ void World::hear() {
   for (int rank = 0; rank < spec_.size; ++rank) {
     const auto* flag = reinterpret_cast<std::atomic<uint64_t>*>(control_.base + peer_flag_offset(rank));
     const uint64_t value = flag->load(std::memory_order_acquire);
-    if (value > static_cast<uint64_t>(known_[static_cast<size_t>(rank)]))
-      known_[static_cast<size_t>(rank)] =
-          value == static_cast<uint64_t>(PeerFlag::failed) ? PeerFlag::failed : PeerFlag::dead;
+    if (value > static_cast<uint64_t>(this->flag(rank)))
+      know(rank, value == static_cast<uint64_t>(PeerFlag::failed) ? PeerFlag::failed : PeerFlag::dead);
   }
 }
 
@@ -200,13 +197,13 @@ void World::announce(int about, PeerFlag flag) {
 }
 
 void World::announce_death(int rank) {
-  known_[static_cast<size_t>(rank)] = PeerFlag::dead;
+  know(rank, PeerFlag::dead);
   announce(rank, PeerFlag::dead);
 }
 
 void World::announce_failure(const std::string& why) {
   if (flag(spec_.rank) != PeerFlag::fine) return;
-  known_[static_cast<size_t>(spec_.rank)] = PeerFlag::failed;
+  know(spec_.rank, PeerFlag::failed);
   FailureText& failure = fixed().failure;
   failure.length = std::min(why.size(), sizeof failure.text);
   std::memcpy(failure.text, why.data(), failure.length);

@@ -47,7 +47,9 @@ class World {
   // --- Deaths and failures ---
   // Any rank but this one that is known to have died or failed.
   bool anybody_down() const;
-  PeerFlag flag(int rank) const { return known_[static_cast<size_t>(rank)]; }
+  PeerFlag flag(int rank) const { 
+    return known_[static_cast<size_t>(rank)].load(std::memory_order_relaxed);
+  }
   // Takes in what others have announced since the last look.
   void hear();
   // Looks at the processes themselves, and announces the dead.
@@ -90,6 +92,9 @@ class World {
   uint64_t status_word(int rank, size_t offset);
   void write_header();
   void check_header(int rank);
+  void know(int rank, PeerFlag flag) {
+    known_[static_cast<size_t>(rank)].store(flag, std::memory_order_relaxed);
+  }
   void announce(int rank, PeerFlag flag);
 
   JobSpec spec_;
@@ -103,7 +108,8 @@ class World {
   RangeAllocator lines_;
   uint64_t lines_committed_ = 0;
   std::vector<RemoteRegion> controls_;
-  std::vector<PeerFlag> known_;
+  // Atomic: an object that is collected in another thread asks too. Relaxed: nothing else is read because of it.
+  std::vector<std::atomic<PeerFlag>> known_;
   Liveness liveness_;
   bool closed_ = false;
 };

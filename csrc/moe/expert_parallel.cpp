@@ -58,7 +58,7 @@ void ExpertParallel::meet() {
                   memory_->region().key,
                   comm_->oldest_open()};
   std::vector<Card> cards(static_cast<size_t>(comm_->size()));
-  all_gather(*comm_, &mine, cards.data(), sizeof mine);
+  all_gather(*comm_, &mine, cards.data(), sizeof mine, -1, "ExpertParallel");
 
   static constexpr std::pair<const char*, int64_t Card::*> fields[] = {{"num_experts", &Card::num_experts},
                                                                        {"hidden", &Card::hidden},
