@@ -76,6 +76,8 @@ void World::write_header() {
   header.header_bytes = static_cast<uint32_t>(peer_flags_offset);
   header.segment_bytes = control_.bytes;
   fixed().status.state.store(static_cast<uint64_t>(RankState::running), std::memory_order_relaxed);
+  // release: whoever sees ready sees the header and the status.
+  header.ready.store(control_magic, std::memory_order_release);
 }
 
 std::vector<std::string> World::connect(const std::string& card, const Deadline& deadline) {
@@ -111,12 +113,14 @@ std::vector<std::string> World::connect(const std::string& card, const Deadline&
 }
 
 void World::check_header(int rank) {
-  // The parcel was sent after the header was written, so there is nothing to wait for; but nothing to believe either.
   ControlHeader header{};
-  const Transfer transfer{&header, 0, sizeof header};
+  const Transfer transfer{&header, 0, offsetof(ControlHeader, ready)};
   const RemoteRegion& region = control(rank);
   if (region.bytes != control_segment_bytes)
     fail(Status::Failure, "rank ", rank, " names a control segment of the wrong size");
+  // The parcel was sent after `ready` was stored, so there is nothing to wait for; but nothing to believe either.
+  if (provider_->fetch(region, offsetof(ControlHeader, ready)) != control_magic)
+    fail(Status::Failure, "rank ", rank, "'s control segment is not ready");
   provider_->get(region, &transfer, 1);
   provider_->quiet();
   if (header.magic != control_magic)

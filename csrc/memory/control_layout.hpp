@@ -1,7 +1,7 @@
 // The bytes of a control segment: what every rank shows every other rank in host memory. The one place that
 // declares them (records of collectives: sync/record_layout.hpp; drawn in docs/memory-layout.md).
 //
-//   offset 0     header      who and how large; written once by the owner
+//   offset 0     header      who and how large; written once by the owner, `ready` last
 //         64     bell        doorbell and alarm; written by anybody
 //        128     status      what the owner is doing; written by the owner, read by peers and from outside
 //        192     failure     the text of the owner's error; written once by the owner
@@ -23,7 +23,8 @@ constexpr uint64_t control_magic = 0x4c4f52544e4f4358;  // "XCONTROL"
 constexpr uint32_t layout_version = 1;                  // raised with every change of any *_layout.hpp
 constexpr uint64_t control_segment_bytes = uint64_t{64} << 20;  // address space; memory is taken line by line
 
-// Written by the owner before it sends the parcel that lets peers see it (see group/bootstrap.hpp).
+// Written by the owner before it sends the parcel that lets peers attach (group/bootstrap.hpp). A reader fetches
+// `ready` first (acquire): it is stored last (release), so that the rest is whole.
 struct alignas(cache_line) ControlHeader {
   uint64_t magic;
   uint32_t version;
@@ -31,6 +32,7 @@ struct alignas(cache_line) ControlHeader {
   int32_t rank;
   uint32_t header_bytes;  // where the lines begin
   uint64_t segment_bytes;
+  std::atomic<uint64_t> ready;  // control_magic once the rest is written
 };
 
 struct alignas(cache_line) Bell {
