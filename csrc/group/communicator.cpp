@@ -4,23 +4,16 @@
 #include <cstring>
 #include <numeric>
 
+#include "base/machine.hpp"
 #include "group/scratch.hpp"
 
 namespace xccl {
 
-struct Communicator::Card {
-  uint64_t board_offset, barrier_offset;
-  RegionKey scratch;
-};
-
-namespace {
-constexpr int most_barrier_rounds = 32;  // 2^32 ranks
-}
-
-std::shared_ptr<Communicator> Communicator::init(const JobSpec& spec, const Config& config) {
+std::shared_ptr<Communicator> Communicator::init(const JobSpec& spec, const Config& config,
+                                                 AnnexBytes annex) {
   const Deadline deadline(config.startup_timeout);
   auto world = std::make_shared<World>(spec, config);
-  std::shared_ptr<Communicator> comm(new Communicator(world));
+  std::shared_ptr<Communicator> comm(new Communicator(world, annex, nullptr));
   std::vector<int> everybody(static_cast<size_t>(spec.size));
   std::iota(everybody.begin(), everybody.end(), 0);
   comm->prepare(everybody);
@@ -33,36 +26,58 @@ std::shared_ptr<Communicator> Communicator::init(const JobSpec& spec, const Conf
   }
   std::vector<Card> cards(raw.size());
   for (size_t i = 0; i < raw.size(); ++i) std::memcpy(&cards[i], raw[i].data(), sizeof(Card));
-  comm->connect(cards);
+  comm->connect(cards, 0);
   return comm;
 }
 
-Communicator::Communicator(std::shared_ptr<World> world) : world_(std::move(world)) {}
+std::shared_ptr<Communicator> Communicator::make(std::shared_ptr<Communicator> parent,
+                                                 const std::vector<int>& members_of_parent) {
+  std::shared_ptr<Communicator> comm(new Communicator(parent->world_, parent->annex_bytes_, parent));
+  comm->prepare(parent->job_ranks(members_of_parent));
+  return comm;
+}
+
+Communicator::Communicator(std::shared_ptr<World> world, AnnexBytes annex,
+                           std::shared_ptr<Communicator> parent)
+    : world_(std::move(world)), annex_bytes_(annex), parent_(std::move(parent)) {
+  world_->enrol();
+}
 
 Communicator::~Communicator() {
   // A communicator that Python forgot ends like a closed one, without waiting. A rank that is gone in the middle of a
   // call is known by its process.
-  if (!closed_) world_->close();
+  if (closed_ || world_->forked()) return;
+  seat().state.store(static_cast<uint64_t>(RankState::closed), std::memory_order_release);
+  if (parent_ && id_) parent_->retire(id_, block_, layout_->bytes);
+  world_->close_one();
 }
 
 void Communicator::prepare(const std::vector<int>& members) {
   members_ = members;
-  board_offset_ = world_->allocate_lines(Board::bytes(static_cast<int>(members.size())));
-  barrier_offset_ = world_->allocate_lines(most_barrier_rounds * cache_line);
+  const auto count = static_cast<int>(members.size());
+  layout_.emplace(count, annex_bytes_(count));
+  block_ = world_->allocate_lines(layout_->bytes);
+  // Nobody knows the place yet; the card that names it is what publishes this.
+  seat().state.store(static_cast<uint64_t>(RankState::running), std::memory_order_relaxed);
+  waiter_.emplace(parent_ ? seat().doorbell : world_->bell().doorbell, world_->bell().alarm, world_->status(),
+                  WaitPolicy::choose(world_->size(), usable_cores(), world_->config().spin_us));
   scratch_ = world_->provider().allocate(scratch_bytes);
   for (uint64_t turn = 0; turn < 2; ++turn)
     scratch_slots_[turn] =
         HighWater(world_->provider(), scratch_, turn * scratch_slot_bytes, scratch_slot_bytes);
 }
 
-uint64_t Communicator::control_bytes(int ranks) {
-  return round_up(peer_flag_offset(ranks), cache_line) + Board::bytes(ranks) +
-         most_barrier_rounds * cache_line;
+uint64_t Communicator::control_bytes(int ranks, uint64_t annex_bytes) {
+  return round_up(peer_flag_offset(ranks), cache_line) + CommunicatorLayout(ranks, annex_bytes).bytes;
 }
 
-Communicator::Card Communicator::card() const { return {board_offset_, barrier_offset_, scratch_.key}; }
+std::vector<int> Communicator::job_ranks(const std::vector<int>& members) const {
+  std::vector<int> out;
+  for (const int member : members) out.push_back(job_rank(member));
+  return out;
+}
 
-void Communicator::connect(const std::vector<Card>& cards) {
+void Communicator::connect(const std::vector<Card>& cards, uint64_t id) {
   group_.provider = &world_->provider();
   group_.own = world_->own_control();
   group_.self_rank = world_->rank();
@@ -70,29 +85,47 @@ void Communicator::connect(const std::vector<Card>& cards) {
   for (size_t member = 0; member < members_.size(); ++member) {
     if (members_[member] == world_->rank()) group_.self = static_cast<int>(member);
     group_.controls.push_back(world_->control(members_[member]));
-    const Card& card = cards[member];
-    const uint64_t segment = group_.controls.back().bytes;
-    const bool aligned = card.board_offset % cache_line == 0 && card.barrier_offset % cache_line == 0;
-    if (!aligned || card.board_offset > segment - Board::bytes(size()) ||
-        card.barrier_offset > segment - most_barrier_rounds * cache_line)
+    const uint64_t block = cards[member].block, segment = group_.controls.back().bytes;
+    if (block % cache_line != 0 || block > segment || layout_->bytes > segment - block)
       fail(Status::Failure, "rank ", members_[member], " sent a malformed card");
-    board_offsets.push_back(card.board_offset);
-    barrier_offsets_.push_back(card.barrier_offset);
-    scratch_keys_.push_back(card.scratch);
+    group_.doorbells.push_back(parent_ ? block + offsetof(Seat, doorbell) : doorbell_offset);
+    blocks_.push_back(block);
+    board_offsets.push_back(block + layout_->board);
+    scratch_keys_.push_back(cards[member].scratch);
   }
   peer_scratch_.resize(members_.size());
   board_.emplace(group_, board_offsets);
+  id_ = id;
+  if (parent_) parent_->open(id_);
   board_->finish(0);
 }
 
+RankState Communicator::state(int member) {
+  if (world_->state(job_rank(member)) == RankState::closed) return RankState::closed;
+  return static_cast<RankState>(world_->provider().fetch(
+      group_.controls[static_cast<size_t>(member)], blocks_[static_cast<size_t>(member)] + offsetof(Seat, state)));
+}
+
+void Communicator::set_engine(Engine* engine) {
+  if (engine_) world_->remove_engine(engine_);
+  engine_ = engine;
+  if (engine_) world_->add_engine(engine_);
+}
+
+void Communicator::progress(bool patient) {
+  world_->provider().progress();
+  if (engine_ && (patient || engine_->unfinished())) engine_->advance();
+  if (patient) world_->advance_others(engine_);
+}
+
 uint64_t Communicator::barrier_word(int member, int round) const {
-  return barrier_offsets_[static_cast<size_t>(member)] + static_cast<uint64_t>(round) * cache_line;
+  return blocks_[static_cast<size_t>(member)] + layout_->barrier + static_cast<uint64_t>(round) * cache_line;
 }
 
 const RemoteRegion& Communicator::peer_scratch(int member) {
   auto& region = peer_scratch_[static_cast<size_t>(member)];
   if (!region)
-    region = world_->provider().attach(world_rank(member), scratch_keys_[static_cast<size_t>(member)]);
+    region = world_->provider().attach(job_rank(member), scratch_keys_[static_cast<size_t>(member)]);
   return *region;
 }
 
@@ -133,8 +166,7 @@ void Communicator::leave_by(const Error& error, const Operation& op) {
 // A member that gave up in this very call may have written over, or given back, what this rank was still pulling. It
 // raised the alarm before its call returned: so if there is none now, all that was pulled is right.
 void Communicator::require_trust() {
-  // acq_rel on a read-modify-write: the pulls stay before it. (A fence would do; ThreadSanitizer does not see those.)
-  if (world_->bell().alarm.fetch_add(0, std::memory_order_acq_rel) != 0 || world_->anybody_down()) alarmed();
+  if (!world_->all_fine()) alarmed();
 }
 
 void Communicator::end(const Error& cause) {
@@ -185,14 +217,14 @@ void Communicator::keep(int for_rank, bool (*ready)(void*), void* context) {
   // still counts: the caller may need no more than that.
   std::vector<int> closed;
   for (int member = 0; done_ && member < size(); ++member)
-    if (member != rank() && world_->state(world_rank(member)) == RankState::closed) closed.push_back(member);
+    if (member != rank() && state(member) == RankState::closed) closed.push_back(member);
   world_->hear();
   world_->look();
   if (ready(context)) return;
   raise_if_member_down();
   std::vector<int> missing;
   for (const int member : closed)
-    if (!done_(member)) missing.push_back(world_rank(member));
+    if (!done_(member)) missing.push_back(job_rank(member));
   if (missing.empty() || ready(context)) return;
   throw Error(Status::Closed,
               text(rank_list(missing),
@@ -210,7 +242,7 @@ bool Communicator::poll_remote(Operation& op, const std::function<bool()>& ready
     if (now_ns() - last_vigil < 10'000'000) continue;
     last_vigil = now_ns();
     if (interrupt_check) interrupt_check();
-    world_->provider().progress();
+    progress(true);
     alarmed();
     world_->look();
     raise_if_member_down();
@@ -249,10 +281,10 @@ void Communicator::raise_timeout(const Operation& op, const std::vector<bool>& d
   const bool nobody = std::find(done.begin(), done.end(), false) == done.end();
   for (int member = 0; member < size(); ++member) {
     if (done[static_cast<size_t>(member)] && !(nobody && member == awaited)) continue;
-    late.push_back(world_rank(member));
+    late.push_back(job_rank(member));
     if (late.size() <= 4)
-      details += text(details.empty() ? "" : "; ", "rank ", world_rank(member), ": ",
-                      world_->whereabouts(world_rank(member)));
+      details += text(details.empty() ? "" : "; ", "rank ", job_rank(member), ": ",
+                      world_->whereabouts(job_rank(member)));
   }
   throw Error(
       Status::Timeout,
@@ -266,16 +298,27 @@ void Communicator::close() {
   closed_ = true;
   if (world_->forked() || group_.controls.empty()) return;
   struct AtLast {  // also when Ctrl-C ends the wait
-    World& world;
-    ~AtLast() { world.close(); }
-  } at_last{*world_};
+    Communicator& comm;
+    bool all_passed = false;
+    ~AtLast() { comm.leave_world(all_passed); }
+  } at_last{*this};
   if (broken_) return;
   // Others may still read this rank's scratch. The bound is the deadline of any other call.
   const Deadline deadline(timeout());
+  bool passed = true;
   for (int member = 0; member < size(); ++member) {
     if (member == rank()) continue;
-    world_->drain([&] { return board_->passed(member, collective_seq_) || !running(member); }, deadline);
+    passed &= world_->drain([&] { return board_->passed(member, collective_seq_) || !running(member); }, deadline);
   }
+  at_last.all_passed = passed;
+}
+
+void Communicator::leave_world(bool scratch_is_free) {
+  // release: everything this rank published before is there for who sees that it closed.
+  seat().state.store(static_cast<uint64_t>(RankState::closed), std::memory_order_release);
+  if (scratch_is_free) world_->provider().free(scratch_);
+  if (parent_) parent_->retire(id_, block_, layout_->bytes);
+  world_->close_one();
 }
 
 }  // namespace xccl

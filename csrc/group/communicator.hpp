@@ -15,6 +15,7 @@
 
 #include "base/clock.hpp"
 #include "base/error.hpp"
+#include "group/communicator_layout.hpp"
 #include "group/world.hpp"
 #include "memory/high_water.hpp"
 #include "sync/board.hpp"
@@ -47,9 +48,25 @@ class Operation {
 
 class Communicator : public Vigil {
  public:
+  // Bytes of lines that the layer above needs for a communicator of so many members (p2p/channel_layout.hpp).
+  using AnnexBytes = uint64_t (*)(int members);
+  static uint64_t no_annex(int) { return 0; }
+
   // Meets all ranks of the job. Not returning until all have arrived; errors as in group/bootstrap.hpp.
-  static std::shared_ptr<Communicator> init(const JobSpec& spec, const Config& config);
+  static std::shared_ptr<Communicator> init(const JobSpec& spec, const Config& config,
+                                            AnnexBytes annex = no_annex);
   ~Communicator() override;
+
+  // --- A communicator of some members of another (collective/split.cpp): make, exchange cards, connect ---
+  struct Card {  // what members tell each other about their part of a communicator
+    uint64_t block;
+    RegionKey scratch;
+  };
+  static std::shared_ptr<Communicator> make(std::shared_ptr<Communicator> parent,
+                                            const std::vector<int>& members_of_parent);
+  Card card() const { return {block_, scratch_.key}; }
+  // `id`: as for other objects made collectively on the parent, see open().
+  void connect(const std::vector<Card>& cards, uint64_t id);
 
   int rank() const { return group_.self; }
   int size() const { return group_.size(); }
@@ -58,7 +75,14 @@ class Communicator : public Vigil {
   std::shared_ptr<World> share_world() { return world_; }
   const Neighbourhood& group() const { return group_; }
   // Bytes of control segment that a communicator of all ranks takes, the segment's fixed part included.
-  static uint64_t control_bytes(int ranks);
+  static uint64_t control_bytes(int ranks, uint64_t annex_bytes);
+  // Rank in the job of a member: what errors name.
+  int job_rank(int member) const { return members_[static_cast<size_t>(member)]; }
+  std::vector<int> job_ranks(const std::vector<int>& members) const;
+  // Where the annex lies in a member's control segment.
+  uint64_t annex(int member) const { return blocks_[static_cast<size_t>(member)] + layout_->annex; }
+  AnnexBytes annex_bytes() const { return annex_bytes_; }
+  void set_engine(Engine* engine);
   // Of the communicator's own collectives: the board, dissemination words and scratch (collective/).
   Board& board() { return *board_; }
   uint64_t barrier_word(int member, int round) const;
@@ -121,7 +145,8 @@ class Communicator : public Vigil {
   template <class Ready, class Done>
   void await(Operation& op, int member, Ready ready, Done done) {
     done_ = done;
-    const bool came = world_->waiter().until(ready, world_rank(member), op.deadline, *this);
+    const bool came =
+        waiter_->until(ready, member < 0 ? -1 : job_rank(member), op.deadline, *this);
     done_ = nullptr;
     if (!came) raise_timeout(op, collect(done), member);
   }
@@ -135,8 +160,7 @@ class Communicator : public Vigil {
   }
   // Neither closed nor dead, as far as it shows.
   bool running(int member) {
-    return world_->flag(world_rank(member)) == PeerFlag::fine &&
-           world_->state(world_rank(member)) == RankState::running;
+    return world_->flag(job_rank(member)) == PeerFlag::fine && state(member) == RankState::running;
   }
 
   // --- Objects made collectively on this communicator (moe/), with growing ids, alike on all members ---
@@ -149,7 +173,7 @@ class Communicator : public Vigil {
 
   // Whether the member shows that it is, or has been, in this very operation: for messages about late ranks.
   bool reached(int member, const Operation& op) {
-    return world_->reached(world_rank(member), op.name, op.seq);
+    return world_->reached(job_rank(member), op.name, op.seq);
   }
 
   // Called at the end of every operation that pulled: PeerLost or PeerFailed unless what was pulled can be trusted.
@@ -168,18 +192,18 @@ class Communicator : public Vigil {
   // --- Vigil ---
   void alarmed() override;
   void keep(int for_rank, bool (*ready)(void*), void* context) override;
+  void progress(bool patient) override;
 
  private:
-  struct Card;  // what members tell each other about their part of this communicator
-  explicit Communicator(std::shared_ptr<World> world);
+  Communicator(std::shared_ptr<World> world, AnnexBytes annex, std::shared_ptr<Communicator> parent);
 
-  int world_rank(int member) const { return members_[static_cast<size_t>(member)]; }
+  Seat& seat() { return *reinterpret_cast<Seat*>(world_->own_control() + block_); }
+  RankState state(int member);
   void prepare(const std::vector<int>& members);
-  Card card() const;
-  void connect(const std::vector<Card>& cards);
   void begin(const Operation& op);
   void leave_by(const Error& error, const Operation& op);
   void end(const Error& cause);
+  void leave_world(bool scratch_is_free);
   void raise_if_member_down();
   template <class Done>
   std::vector<bool> collect(Done done) const {
@@ -191,12 +215,18 @@ class Communicator : public Vigil {
   [[noreturn]] void raise_timeout(const Operation& op, const std::vector<bool>& done, int member);
 
   std::shared_ptr<World> world_;
-  std::vector<int> members_;  // rank in the job of each member
+  AnnexBytes annex_bytes_;
+  std::shared_ptr<Communicator> parent_;  // null for that of all ranks
+  uint64_t id_ = 0;                       // on the parent
+  std::vector<int> members_;              // rank in the job of each member
   Neighbourhood group_;
-  uint64_t board_offset_ = 0, barrier_offset_ = 0;
+  std::optional<CommunicatorLayout> layout_;
+  uint64_t block_ = 0;  // where its lines begin in the own control segment
+  std::vector<uint64_t> blocks_;
+  std::optional<Waiter> waiter_;
+  Engine* engine_ = nullptr;
   Region scratch_;
   HighWater scratch_slots_[2];
-  std::vector<uint64_t> barrier_offsets_;
   std::vector<RegionKey> scratch_keys_;
   std::vector<std::optional<RemoteRegion>> peer_scratch_;  // attached on first use
   std::optional<Board> board_;

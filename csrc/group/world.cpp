@@ -57,8 +57,6 @@ World::World(const JobSpec& spec, const Config& config)
       provider_(make_provider(spec, config)),
       heap_(*provider_),
       control_(allocate_control(*provider_, spec.size)),
-      waiter_(fixed().bell, fixed().status, WaitPolicy::choose(spec.size, usable_cores(), config.spin_us),
-              *provider_),
       lines_(control_.bytes),
       known_(static_cast<size_t>(spec.size)) {
   const uint64_t fixed_bytes = round_up(peer_flag_offset(spec.size), cache_line);
@@ -165,6 +163,7 @@ void World::free_lines(uint64_t offset, uint64_t bytes) {
 }
 
 void World::hear() {
+  const std::lock_guard lock(news_mutex_);
   // Lowered before the flags are read: one set later raises it again. seq_cst: the read of the flags stays behind.
   fixed().bell.alarm.exchange(0, std::memory_order_seq_cst);
   for (int rank = 0; rank < spec_.size; ++rank) {
@@ -173,6 +172,13 @@ void World::hear() {
     if (value > static_cast<uint64_t>(this->flag(rank)))
       know(rank, value == static_cast<uint64_t>(PeerFlag::failed) ? PeerFlag::failed : PeerFlag::dead);
   }
+}
+
+bool World::all_fine() {
+  const std::lock_guard lock(news_mutex_);  // another thread may have lowered the alarm and not yet read the flags
+  // acq_rel on a read-modify-write: the caller's reads stay before it. (A fence would do; ThreadSanitizer does not see
+  // those.)
+  return fixed().bell.alarm.fetch_add(0, std::memory_order_acq_rel) == 0 && !anybody_down();
 }
 
 bool World::anybody_down() const {
@@ -282,6 +288,27 @@ std::string World::whereabouts(int rank) {
 
 uint64_t World::status_word(int rank, size_t offset) {
   return provider_->fetch(control(rank), status_offset + offset);
+}
+
+void World::add_engine(Engine* engine) {
+  const std::lock_guard lock(engines_mutex_);
+  engines_.push_back(engine);
+}
+
+void World::remove_engine(Engine* engine) {
+  const std::lock_guard lock(engines_mutex_);
+  std::erase(engines_, engine);
+}
+
+void World::advance_others(const Engine* but) {
+  const std::unique_lock lock(engines_mutex_, std::try_to_lock);
+  if (!lock) return;  // another thread is at it
+  for (Engine* engine : engines_)
+    if (engine != but) engine->try_advance();
+}
+
+void World::close_one() {
+  if (--open_communicators_ == 0) close();
 }
 
 void World::close() {

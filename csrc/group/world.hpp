@@ -10,6 +10,7 @@
 
 #include "base/clock.hpp"
 #include "base/config.hpp"
+#include "group/engine.hpp"
 #include "group/liveness.hpp"
 #include "memory/control_layout.hpp"
 #include "memory/heap.hpp"
@@ -34,7 +35,6 @@ class World {
   const Config& config() const { return config_; }
   Provider& provider() { return *provider_; }
   Heap& heap() { return heap_; }
-  Waiter& waiter() { return waiter_; }
   StatusLine& status() { return fixed().status; }
   Bell& bell() { return fixed().bell; }
   std::byte* own_control() { return control_.base; }
@@ -52,6 +52,8 @@ class World {
   }
   // Takes in what others have announced since the last look.
   void hear();
+  // Whether nobody has announced a death or a failure until now. What the caller has read before stays before.
+  bool all_fine();
   // Looks at the processes themselves, and announces the dead.
   void look();
   RankState state(int rank);
@@ -61,6 +63,11 @@ class World {
   // Passes on what is known of a rank, so that all know it before this rank's call returns.
   void relay(int rank) { announce(rank, flag(rank)); }
   std::string failure_text(int rank);
+
+  // --- What goes on inside all calls (engine.hpp) ---
+  void add_engine(Engine* engine);
+  void remove_engine(Engine* engine);
+  void advance_others(const Engine* but);
   // Shows the others what this rank is doing.
   void enter(const char* op, uint64_t seq);
   void leave();
@@ -83,7 +90,9 @@ class World {
     }
     return true;
   }
-  // Orderly: others who wait for this rank are told that it has closed.
+  // A communicator of this world begins, ends. With the last the rank closes, in an orderly way.
+  void enrol() { ++open_communicators_; }
+  void close_one();
   void close();
   bool forked() const;
 
@@ -103,7 +112,6 @@ class World {
   std::unique_ptr<Provider> provider_;
   Heap heap_;
   Region control_;
-  Waiter waiter_;
   std::mutex lines_mutex_;  // Python may make objects of several communicators at once
   RangeAllocator lines_;
   uint64_t lines_committed_ = 0;
@@ -111,6 +119,10 @@ class World {
   // Atomic: an object that is collected in another thread asks too. Relaxed: nothing else is read because of it.
   std::vector<std::atomic<PeerFlag>> known_;
   Liveness liveness_;
+  std::mutex news_mutex_;  // of the alarm, between lowering it and having read the flags
+  std::mutex engines_mutex_;
+  std::vector<Engine*> engines_;
+  std::atomic<int> open_communicators_{0};
   bool closed_ = false;
 };
 

@@ -8,6 +8,7 @@
 
 #include <atomic>
 #include <cstring>
+#include <mutex>
 #include <vector>
 
 #include "base/error.hpp"
@@ -61,6 +62,19 @@ class HostMemory : public Provider {
     std::shared_ptr<void> keepalive;
   };
 
+  // Communicators of one job may be used by several threads at once, and share what is queued.
+  struct Lock {
+    explicit Lock(std::mutex* mutex) : mutex(mutex) {
+      if (mutex) mutex->lock();
+    }
+    ~Lock() {
+      if (mutex) mutex->unlock();
+    }
+    Lock(const Lock&) = delete;
+    Lock& operator=(const Lock&) = delete;
+    std::mutex* mutex;
+  };
+
   static std::byte* checked(const RemoteRegion& region, uint64_t offset, uint64_t bytes) {
     if (offset > region.bytes || bytes > region.bytes - offset)
       fail(Status::Failure, "a transfer of ", byte_count(bytes), " at offset ", offset,
@@ -73,6 +87,7 @@ class HostMemory : public Provider {
   }
 
   void queue(const RemoteRegion& region, const Transfer* list, size_t count, bool is_put) {
+    const Lock lock(direct_ ? nullptr : &mutex_);
     for (size_t i = 0; i < count; ++i) {
       std::byte* remote = checked(region, list[i].remote_offset, list[i].bytes);
       if (direct_ && list[i].bytes)
@@ -85,11 +100,14 @@ class HostMemory : public Provider {
   }
 
   void flush() {
+    if (direct_) return;
+    const Lock lock(&mutex_);
     for (const Copy& copy : queued_) std::memcpy(copy.to, copy.from, copy.bytes);
     queued_.clear();
   }
 
   bool direct_;
+  std::mutex mutex_;          // of what is queued
   std::vector<Copy> queued_;  // in strict mode: transfers not yet performed
 };
 

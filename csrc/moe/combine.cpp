@@ -82,7 +82,7 @@ class CombineCall {
       if (routing_.rows_to(ep_.placement_, member) == 0) continue;
       const Payload& record = heard(member);
       if (record[ep_record::rows] > EpLayout::worst_rows(ep_.shape_, ep_.placement_, member))
-        fail(Status::Failure, "rank ", member,
+        fail(Status::Failure, "rank ", comm_.job_rank(member),
              " announces more rows than there can be: its record is damaged");
       ep_.require_in_region(member, record[ep_record::where], record[ep_record::rows] * row_bytes());
       ep_.require_in_region(member, record[ep_record::list],
@@ -110,7 +110,7 @@ class CombineCall {
         const uint32_t first = routing_.position_start[position],
                        last = routing_.position_start[position + 1];
         if (first < last && uint64_t{bases[position]} + (last - first) > heard(member)[ep_record::rows])
-          fail(Status::Failure, "rank ", member, "'s row bases are damaged");
+          fail(Status::Failure, "rank ", comm_.job_rank(member), "'s row bases are damaged");
         for (uint32_t pair = first; pair < last; ++pair) {
           rank_of_pair_[pair] = member;
           offset_of_pair_[pair] =

@@ -121,12 +121,12 @@ class DispatchCall {
     for (int member = 0; member < size(); ++member) {
       const Payload& record = heard(member);
       if (record[ep_record::tokens] > most_tokens || record[ep_record::rows] > most_rows)
-        fail(Status::Failure, "rank ", member, " announces more than max_tokens: its record is damaged");
+        fail(Status::Failure, "rank ", comm_.job_rank(member), " announces more than max_tokens: its record is damaged");
       if (record[ep_record::rows])
         ep_.require_in_region(member, record[ep_record::where], record[ep_record::tokens] * row_bytes());
       if (!fresh_ && (record[ep_record::tokens] != routing_->tokens_of[static_cast<size_t>(member)] ||
                       record[ep_record::rows] != routing_->rows_of[static_cast<size_t>(member)]))
-        fail(Status::Failure, "rank ", member,
+        fail(Status::Failure, "rank ", comm_.job_rank(member),
              " announces other rows than the routing has: its record is damaged");
       if (fresh_)
         ep_.require_in_region(member, record[ep_record::list],
@@ -165,7 +165,7 @@ class DispatchCall {
     bool ok = total == rows;
     for (uint64_t i = 0; i < rows; ++i)
       ok &= tokens[i] >= 0 && static_cast<uint64_t>(tokens[i]) < heard(member)[ep_record::tokens];
-    if (!ok) fail(Status::Failure, "rank ", member, "'s route list is damaged");
+    if (!ok) fail(Status::Failure, "rank ", comm_.job_rank(member), "'s route list is damaged");
   }
 
   void receive(const std::vector<std::byte>& lists, const std::vector<uint64_t>& at) {

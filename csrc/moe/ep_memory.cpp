@@ -2,9 +2,9 @@
 
 namespace xccl {
 
-EpMemory::EpMemory(std::shared_ptr<World> world, const EpShape& shape, const Placement& placement)
+EpMemory::EpMemory(std::shared_ptr<World> world, const EpShape& shape, const Placement& placement, int rank)
     : world_(std::move(world)) {
-  const EpLayout layout(shape, placement, world_->rank());
+  const EpLayout layout(shape, placement, rank);
   Provider& provider = world_->provider();
   region_ = provider.allocate(layout.bytes);
   const auto piece = [&](const EpPiece& p) { return HighWater(provider, region_, p.offset, p.bytes); };

@@ -27,7 +27,8 @@ struct ResultSlot {
 
 class EpMemory {
  public:
-  EpMemory(std::shared_ptr<World> world, const EpShape& shape, const Placement& placement);
+  EpMemory(std::shared_ptr<World> world, const EpShape& shape, const Placement& placement,
+           int rank);
   ~EpMemory();
   EpMemory(const EpMemory&) = delete;
   EpMemory& operator=(const EpMemory&) = delete;

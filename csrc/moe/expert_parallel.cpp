@@ -31,7 +31,7 @@ ExpertParallel::ExpertParallel(std::shared_ptr<Communicator> comm, const EpShape
       serial_(next_serial()) {
   check(shape_, comm_->size());
   comm_->require_usable();
-  memory_ = std::make_shared<EpMemory>(comm_->share_world(), shape_, placement_);
+  memory_ = std::make_shared<EpMemory>(comm_->share_world(), shape_, placement_, comm_->rank());
   board_offset_ = comm_->world().allocate_lines(Board::bytes(comm_->size()));
   try {
     meet();
@@ -77,9 +77,10 @@ void ExpertParallel::meet() {
                                    : std::to_string(value);
     };
     throw Error(Status::Mismatch,
-                text("ExpertParallel: rank ", comm_->rank(), " has ", name, "=", show(mine.*field), ", ",
-                     rank_list(differ), differ.size() == 1 ? " has " : " have (the last) ", show(theirs)),
-                differ);
+                text("ExpertParallel: rank ", comm_->job_rank(comm_->rank()), " has ", name, "=",
+                     show(mine.*field), ", ", rank_list(comm_->job_ranks(differ)),
+                     differ.size() == 1 ? " has " : " have (the last) ", show(theirs)),
+                comm_->job_ranks(differ));
   }
 
   // Others now know this rank's lines: an error from here on must reach them too.
@@ -98,10 +99,10 @@ void ExpertParallel::connect(const std::vector<Card>& cards) {
     const Card& card = cards[static_cast<size_t>(member)];
     const uint64_t segment = comm_->group().controls[static_cast<size_t>(member)].bytes;
     if (card.board_offset % cache_line != 0 || card.board_offset > segment - Board::bytes(comm_->size()))
-      fail(Status::Failure, "rank ", member, " sent a malformed card");
+      fail(Status::Failure, "rank ", comm_->job_rank(member), " sent a malformed card");
     offsets.push_back(card.board_offset);
     oldest_open = std::min(oldest_open, card.oldest_open);
-    peers_.push_back(comm_->world().provider().attach(member, card.region));
+    peers_.push_back(comm_->world().provider().attach(comm_->job_rank(member), card.region));
   }
   comm_->free_retired(oldest_open);
   id_ = comm_->collective_seq();  // of the exchange above: the same on all ranks
@@ -124,7 +125,7 @@ void ExpertParallel::require_ours(const Dispatched& result) const {
 void ExpertParallel::require_in_region(int member, uint64_t offset, uint64_t bytes) const {
   const uint64_t have = peer(member).bytes;
   if (offset > have || bytes > have - offset)
-    fail(Status::Failure, "rank ", member, " names memory outside its region: its record is damaged");
+    fail(Status::Failure, "rank ", comm_->job_rank(member), " names memory outside its region: its record is damaged");
 }
 
 bool ExpertParallel::in_use() {
@@ -180,10 +181,11 @@ void ExpertParallel::exchange(Operation& op, const std::vector<Payload>& records
     }
   };
   throw Error(Status::Mismatch,
-              text("rank ", comm.rank(), " calls ", describe(mine), ", rank ", differ[0], " calls ",
+              text("rank ", comm.job_rank(comm.rank()), " calls ", describe(mine), ", rank ",
+                   comm.job_rank(differ[0]), " calls ",
                    describe(heard_[static_cast<size_t>(differ[0])]),
                    "; all ranks must make the same calls on an ExpertParallel in the same order"),
-              differ);
+              comm.job_ranks(differ));
 }
 
 ResultSlot& ExpertParallel::free_result() {

@@ -6,7 +6,8 @@
 
 namespace xccl {
 
-std::vector<PlanLine> plan(const EpShape& shape, int ranks, int rank, const PlanLoad& load) {
+std::vector<PlanLine> plan(const EpShape& shape, int ranks, int rank, const PlanLoad& load,
+                           uint64_t annex_bytes) {
   check(shape, ranks);
   const Placement placement(static_cast<int>(shape.num_experts), ranks);
   const EpLayout layout(shape, placement, rank);
@@ -16,7 +17,7 @@ std::vector<PlanLine> plan(const EpShape& shape, int ranks, int rank, const Plan
   const uint64_t token_rows = load.tokens * shape.row_bytes(), result_rows = load.rows * shape.row_bytes();
   const uint64_t route =
       4 * static_cast<uint64_t>(shape.num_experts) + 8 * slots + 16 * static_cast<uint64_t>(ranks);
-  const uint64_t lines = Communicator::control_bytes(ranks) + Board::bytes(ranks);
+  const uint64_t lines = Communicator::control_bytes(ranks, annex_bytes) + Board::bytes(ranks);
   return {
       {"control segment: header, flags, records", pages(lines), control_segment_bytes, "fewer ranks"},
       {"scratch of small collectives", turns * scratch_slot_bytes, scratch_bytes, ""},

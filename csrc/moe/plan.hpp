@@ -25,6 +25,8 @@ struct PlanLoad {
 };
 
 // ranks > 0, 0 <= rank < ranks. InvalidArgument as for the ExpertParallel itself.
-std::vector<PlanLine> plan(const EpShape& shape, int ranks, int rank, const PlanLoad& load);
+// `annex_bytes`: of the communicator's lines, see Communicator::AnnexBytes.
+std::vector<PlanLine> plan(const EpShape& shape, int ranks, int rank, const PlanLoad& load,
+                           uint64_t annex_bytes);
 
 }  // namespace xccl

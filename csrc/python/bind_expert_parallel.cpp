@@ -179,7 +179,7 @@ void bind_expert_parallel(py::module_& m) {
          int64_t results, int size, int rank, uint64_t tokens, uint64_t rows, bool in_place) {
         py::list out;
         for (const PlanLine& line : plan(make_shape(num_experts, hidden, max_tokens, topk, dtype, results),
-                                         size, rank, {tokens, rows, in_place}))
+                                         size, rank, {tokens, rows, in_place}, 0))
           out.append(py::make_tuple(line.what, line.committed, line.reserved, line.shrink));
         return out;
       },

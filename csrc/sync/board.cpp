@@ -5,9 +5,8 @@
 namespace xccl {
 
 void Neighbourhood::signal(int member, uint64_t offset, uint64_t value) const {
-  const RemoteRegion& control = controls[static_cast<size_t>(member)];
-  provider->signal(control, offset, value);
-  provider->notify(control, doorbell_offset, self_rank);
+  provider->signal(controls[static_cast<size_t>(member)], offset, value);
+  ring(member);
 }
 
 Board::Board(const Neighbourhood& group, std::vector<uint64_t> offsets)
@@ -33,8 +32,7 @@ void Board::post(int member, uint64_t seq, const Payload& payload) {
     record.payload = payload;
     // seq_cst: publishes the payload (release), and is step C of doorbell.hpp.
     record.seq.store(seq, std::memory_order_seq_cst);
-    reinterpret_cast<Doorbell*>(control.direct + doorbell_offset)->ring(group_.self_rank);
-    return;
+    return group_.ring(member);
   }
   Payload& kept = outgoing_[static_cast<size_t>(member) * record_depth + seq % record_depth];
   kept = payload;

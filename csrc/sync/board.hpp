@@ -22,10 +22,20 @@ struct Neighbourhood {
   int self_rank;                       // rank in the job: who rings
   std::byte* own;                      // own control segment
   std::vector<RemoteRegion> controls;  // control segment of each member
+  std::vector<uint64_t> doorbells;     // where in it the member sleeps for this group
 
   int size() const { return static_cast<int>(controls.size()); }
   // Stores a word in a member's segment, after everything put there before, and wakes it.
   void signal(int member, uint64_t offset, uint64_t value) const;
+  // Wakes the member if it sleeps for this rank: after a store that it may be waiting for, which was seq_cst.
+  void ring(int member) const {
+    const RemoteRegion& control = controls[static_cast<size_t>(member)];
+    const uint64_t offset = doorbells[static_cast<size_t>(member)];
+    if (control.direct)
+      reinterpret_cast<Doorbell*>(control.direct + offset)->ring(self_rank);
+    else
+      provider->notify(control, offset, self_rank);
+  }
 };
 
 class Board {

@@ -39,12 +39,11 @@ bool Waiter::until_slow(bool (*ready)(void*), void* context, int for_rank, const
       }
     } else {
       const uint64_t left = deadline.remaining_ns();
-      bell_.doorbell.sleep(for_rank, std::min(left, longest_sleep_ns), [&] {
-        return ready(context) || bell_.alarm.load(std::memory_order_seq_cst) != 0;
-      });
+      doorbell_.sleep(for_rank, std::min(left, longest_sleep_ns),
+                      [&] { return ready(context) || alarm_.load(std::memory_order_seq_cst) != 0; });
       if (ready(context)) return true;
     }
-    look(vigil);
+    look(vigil, true);
     now = now_ns();
     if (now - last_vigil >= vigil_interval_ns) {
       last_vigil = now;

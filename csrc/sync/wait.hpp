@@ -14,7 +14,6 @@
 
 #include "base/clock.hpp"
 #include "memory/control_layout.hpp"
-#include "memory/provider.hpp"
 
 namespace xccl {
 
@@ -35,6 +34,9 @@ class Vigil {
   // Called at least every 50 ms of a long wait. Throws likewise. `for_rank` as given to the wait; `ready` must be
   // asked again before concluding that an ended or closed rank will never answer: it may have answered first.
   virtual void keep(int for_rank, bool (*ready)(void*), void* context) = 0;
+  // Lets work proceed that others wait for while this rank waits. Called all the time in every wait; `patient` once
+  // the wait has left its spin, when there is time to look for new work.
+  virtual void progress(bool patient) = 0;
 };
 
 // Checked in long waits by the thread that waits: throws to abandon the wait (Ctrl-C in Python).
@@ -50,8 +52,8 @@ struct WaitPolicy {
 
 class Waiter {
  public:
-  Waiter(Bell& bell, StatusLine& status, WaitPolicy policy, Provider& provider)
-      : bell_(bell), status_(status), policy_(policy), provider_(provider) {}
+  Waiter(Doorbell& doorbell, std::atomic<uint64_t>& alarm, StatusLine& status, WaitPolicy policy)
+      : doorbell_(doorbell), alarm_(alarm), status_(status), policy_(policy) {}
 
   // Returns true once ready() is, false when the deadline passed first. for_rank: whose store makes it ready,
   // -1: anybody's. ready() must be cheap, must not throw, and must load what it polls seq_cst (doorbell.hpp).
@@ -64,25 +66,25 @@ class Waiter {
         if (ready()) return true;
         cpu_relax();
       }
-      look(vigil);
+      look(vigil, false);
     }
     return until_slow([](void* context) { return (*static_cast<Ready*>(context))(); }, &ready, for_rank,
                       deadline, vigil);
   }
 
  private:
-  void look(Vigil& vigil) {
+  void look(Vigil& vigil, bool patient) {
     // acquire: the flags that the alarm announces are visible after it.
-    if (bell_.alarm.load(std::memory_order_acquire) != 0) vigil.alarmed();
-    provider_.progress();
+    if (alarm_.load(std::memory_order_acquire) != 0) vigil.alarmed();
+    vigil.progress(patient);
   }
 
   bool until_slow(bool (*ready)(void*), void* context, int for_rank, const Deadline& deadline, Vigil& vigil);
 
-  Bell& bell_;
+  Doorbell& doorbell_;
+  std::atomic<uint64_t>& alarm_;
   StatusLine& status_;
   WaitPolicy policy_;
-  Provider& provider_;
 };
 
 }  // namespace xccl

@@ -1,0 +1,35 @@
+// The lines that a communicator has in the control segment of every member, one block, cut alike everywhere:
+//
+//   seat      doorbell and state     written by the owner of the segment; the doorbell rung by anybody
+//   barrier   32 words, a line each  one writer each (collective/barrier.cpp)
+//   board     records, progress      sync/board.hpp
+//   annex     of the layer above     p2p/channel_layout.hpp
+#pragma once
+
+#include <cstdint>
+
+#include "memory/control_layout.hpp"
+#include "sync/board.hpp"
+
+namespace xccl {
+
+struct alignas(cache_line) Seat {
+  Doorbell doorbell;  // of sub-communicators; the first communicator's members sleep at the segment's own bell
+  uint32_t unused;
+  std::atomic<uint64_t> state;  // RankState of the member in this communicator; release: all it published is before
+};
+static_assert(sizeof(Seat) == cache_line);
+
+constexpr int most_barrier_rounds = 32;  // 2^32 ranks
+
+struct CommunicatorLayout {
+  uint64_t barrier, board, annex, bytes;  // offsets in the block; the seat is at 0
+
+  CommunicatorLayout(int members, uint64_t annex_bytes)
+      : barrier(sizeof(Seat)),
+        board(barrier + most_barrier_rounds * cache_line),
+        annex(board + Board::bytes(members)),
+        bytes(annex + annex_bytes) {}
+};
+
+}  // namespace xccl
