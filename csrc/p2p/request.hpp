@@ -1,0 +1,87 @@
+// A send or a receive under way, a message that nobody has asked for yet, a borrowed message: the objects that
+// matching moves between its queues.
+// Made by point_to_point.cpp. Not here: what happens to them.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "base/error.hpp"
+#include "p2p/channel_layout.hpp"
+#include "p2p/list.hpp"
+
+namespace xccl {
+
+constexpr int any_source = -1, any_tag = -1;
+
+// What a receive tells about its message.
+struct MessageInfo {
+  int source = any_source;
+  int tag = any_tag;
+  uint64_t bytes = 0;
+};
+
+// A message borrowed where it lies. Readable until it is released.
+struct View {
+  const std::byte* data = nullptr;
+  MessageInfo info;
+  std::atomic<bool> released{false};  // by whoever drops it, in any thread; the engine then tells the sender
+
+  // --- for the engine ---
+  std::shared_ptr<void> owner;         // mapping of the sender's memory
+  std::vector<std::byte> copy;         // where it cannot be borrowed
+  std::optional<uint64_t> segment;     // of an eager message
+  std::optional<uint64_t> offer;       // id of a claimed offer
+};
+
+struct Request : Linked<Request> {
+  enum class Kind { send, receive };
+  enum class State {
+    idle,      // not in any queue
+    waiting,   // send: no place for its record yet
+    offered,   // send: announced, the receiver has not answered
+    claimed,   // send: the receiver holds a view
+    posted,    // receive: no message yet
+    moving,    // both: matched, the bytes are on their way
+    finished,  // successfully, or with an error
+  };
+
+  Kind kind = Kind::send;
+  State state = State::idle;
+  std::byte* data = nullptr;
+  uint64_t bytes = 0;  // of a send; room of a receive
+  int peer = any_source;
+  int tag = any_tag;
+  uint64_t order = 0;  // of posting: an earlier receive matches first
+  uint64_t id = 0;     // of an offer, on its channel
+  uint64_t moved = 0;  // bytes streamed so far
+  bool wants_view = false;
+  std::shared_ptr<View> view;
+  MessageInfo info;
+  std::optional<Error> error;
+  std::vector<std::byte> rest;      // of a send that was not waited for any longer: what is still to be streamed
+  std::shared_ptr<void> keepalive;  // of the array
+  std::shared_ptr<Request> self;    // while a queue needs it, if nobody else may
+
+  bool finished() const { return state == State::finished; }
+};
+
+// A message that has arrived, or been announced, before a receive asked for it.
+struct Message : Linked<Message> {
+  int source = 0;
+  int tag = 0;
+  uint64_t bytes = 0;
+  Payload record{};                 // as it came
+  std::optional<uint64_t> segment;  // of an eager message
+  bool kept = false;                // its bytes are, or will be, in `buffer`: a receive gave up while they came
+  bool complete = true;             // of a kept one: all bytes are there
+  std::vector<std::byte> buffer;
+
+  p2p_record::Kind kind() const { return p2p_record::kind_of(record[p2p_record::head]); }
+};
+
+}  // namespace xccl
