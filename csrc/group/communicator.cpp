@@ -112,6 +112,8 @@ void Communicator::set_engine(Engine* engine) {
   if (engine_) world_->add_engine(engine_);
 }
 
+bool Communicator::spins_freely() const { return world_->size() <= usable_cores(); }
+
 void Communicator::progress(bool patient) {
   world_->provider().progress();
   if (engine_ && (patient || engine_->unfinished())) engine_->advance();
@@ -148,12 +150,21 @@ void Communicator::require_usable() const {
 
 void Communicator::begin(const Operation& op) {
   world_->enter(op.name, op.seq);
+  try {
+    require_fine(op.name, op.seq);
+  } catch (...) {
+    world_->leave();
+    throw;
+  }
+}
+
+void Communicator::require_fine(const char* op, uint64_t seq) {
+  require_usable();
   if (world_->bell().alarm.load(std::memory_order_acquire) == 0) return;
   try {
     alarmed();
   } catch (Error& error) {
-    world_->leave();
-    end(error.during(op.name, op.seq, "entering"));
+    end(error.during(op, seq, "entering"));
     throw;
   }
 }

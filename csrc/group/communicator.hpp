@@ -103,12 +103,17 @@ class Communicator : public Vigil {
     Communicator& comm_;
   };
 
+  // The same for work that can as well be left: false when another thread is inside a call.
+  bool try_hold() { return !busy_.test_and_set(std::memory_order_acquire); }
+  void unhold() { busy_.clear(std::memory_order_release); }
+  // Is there a core for every rank of the job, so that looking again and again disturbs nobody?
+  bool spins_freely() const;
+
   // Runs body(operation) as call number `counter` + 1. timeout < 0: the default. Errors that leave it carry the
   // operation, the number and the phase. When others could see the call, its end by an error ends the communicator.
   template <class Body>
   void operate(const char* name, uint64_t& counter, double timeout, Body body) {
     const Hold hold(*this, name);
-    require_usable();
     const Deadline deadline(timeout < 0 ? this->timeout() : timeout);
     Operation op(name, counter + 1, deadline);
     begin(op);
@@ -141,15 +146,22 @@ class Communicator : public Vigil {
       await(op, member, [&] { return ready(member); }, [&](int other) { return ready(other); });
     }
   }
-  // Waits until ready() holds; `member` makes it so. `done` tells, for the message, who has done its part.
+  // Waits until ready() holds; `member` makes it so, -1: anybody. `done` tells who has done its part: who has not, and
+  // has closed, ends the wait. False when the deadline passed.
+  template <class Ready, class Done>
+  bool wait(Operation& op, int member, Ready ready, Done done) {
+    done_ = done;
+    const bool came = waiter_->until(ready, member < 0 ? -1 : job_rank(member), op.deadline, *this);
+    done_ = nullptr;
+    return came;
+  }
+  // The same, where being late ends the call.
   template <class Ready, class Done>
   void await(Operation& op, int member, Ready ready, Done done) {
-    done_ = done;
-    const bool came =
-        waiter_->until(ready, member < 0 ? -1 : job_rank(member), op.deadline, *this);
-    done_ = nullptr;
-    if (!came) raise_timeout(op, collect(done), member);
+    if (!wait(op, member, ready, done)) raise_timeout(op, collect(done), member);
   }
+  // Timeout naming the members that have not done their part; all of them have: `awaited`.
+  [[noreturn]] void raise_timeout(const Operation& op, const std::vector<bool>& done, int awaited);
 
   // Waits until ready(member) holds, a word in the member's memory that nobody wakes this rank for: looks again and
   // again, ever more seldom. For rare waits off the hot path. A member that has closed or died counts as ready.
@@ -183,6 +195,10 @@ class Communicator : public Vigil {
   void abort(const std::string& reason);
   // InvalidArgument, Closed, or the first cause: whatever forbids to use this communicator now.
   void require_usable() const;
+  // The same at the beginning of a call that has no frame (operate), and what has become known of other ranks.
+  void require_fine(const char* op, uint64_t seq);
+  // An error that nobody can go on from: later calls raise it.
+  void end(const Error& cause);
   // Orderly end: waits, within the deadline, until nobody needs this rank's memory any more. Never throws for a
   // peer's sake. Safe to call twice.
   void close();
@@ -202,7 +218,6 @@ class Communicator : public Vigil {
   void prepare(const std::vector<int>& members);
   void begin(const Operation& op);
   void leave_by(const Error& error, const Operation& op);
-  void end(const Error& cause);
   void leave_world(bool scratch_is_free);
   void raise_if_member_down();
   template <class Done>
@@ -212,7 +227,6 @@ class Communicator : public Vigil {
     return out;
   }
   bool poll_remote(Operation& op, const std::function<bool()>& ready);
-  [[noreturn]] void raise_timeout(const Operation& op, const std::vector<bool>& done, int member);
 
   std::shared_ptr<World> world_;
   AnnexBytes annex_bytes_;

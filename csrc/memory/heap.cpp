@@ -44,6 +44,18 @@ std::byte* Heap::allocate_shared(uint64_t bytes) {
   return region.base + offset;
 }
 
+std::optional<Heap::Place> Heap::find(const void* memory, uint64_t bytes) {
+  auto* first = const_cast<std::byte*>(static_cast<const std::byte*>(memory));
+  const std::lock_guard lock(mutex_);
+  auto entry = blocks_.upper_bound(first);
+  if (entry == blocks_.begin()) return std::nullopt;
+  const auto& [base, block] = *--entry;
+  const auto offset = static_cast<uint64_t>(first - base);
+  if (offset > block.bytes || bytes > block.bytes - offset) return std::nullopt;
+  const Region& region = block.shared ? block.shared->region : block.own;
+  return Place{region.key, static_cast<uint64_t>(first - region.base)};
+}
+
 void Heap::free(std::byte* block) {
   const std::lock_guard lock(mutex_);
   const auto entry = blocks_.find(block);

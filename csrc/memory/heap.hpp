@@ -6,6 +6,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 
 #include "memory/provider.hpp"
 #include "memory/range_allocator.hpp"
@@ -19,6 +20,13 @@ class Heap {
   // 64-byte aligned memory, not cleared; zero bytes are a valid size. OutOfMemory names the limit.
   std::byte* allocate(uint64_t bytes);
   void free(std::byte* block);
+
+  // Where memory of the application area lies, as other ranks name it. Nothing if any of it is elsewhere.
+  struct Place {
+    RegionKey key;
+    uint64_t offset;
+  };
+  std::optional<Place> find(const void* memory, uint64_t bytes);
 
  private:
   struct Shared {

@@ -39,7 +39,7 @@ namespace p2p_record {
 enum Kind : uint64_t {
   inlined = 1,    // the message itself: up to inline_bytes
   eager = 2,      // bytes, position in the eager area, key of the payload region
-  offer = 3,      // bytes, id, key of a region and offset in it; or key of nothing: the bytes must be streamed
+  offer = 3,      // bytes, id, key of a region and offset in it
   grant = 4,      // id of an offer: the receiver expects its bytes next on the stream
   done = 5,       // id: the receiver has pulled it
   claim = 6,      // id: the receiver holds a view of it
@@ -50,6 +50,9 @@ enum Word : size_t { head, bytes, id, key0, key1, offset };
 constexpr size_t position = id;  // of an eager message
 
 constexpr uint64_t inline_bytes = 48;
+// In an offer, instead of an offset: the bytes lie where the receiver cannot reach them and must be streamed. The key
+// is then that of the sender's payload region.
+constexpr uint64_t to_be_streamed = UINT64_MAX;
 constexpr uint64_t make_head(Kind kind, int tag, uint64_t inlined_bytes = 0) {
   return kind | inlined_bytes << 8 | static_cast<uint64_t>(static_cast<uint32_t>(tag)) << 32;
 }

@@ -53,10 +53,10 @@ class PointToPoint : public Engine, private RecordHandler {
   // The first message that such a receive would get, without taking it.
   MessageInfo probe(int src, int tag, double timeout = -1);
   std::optional<MessageInfo> iprobe(int src, int tag);
-  // Borrows a message where it lies. Drop the view, or set `released`, and the sender may go on.
+  // Borrows a message where it lies. Set `released`, or drop the view, and the sender may go on.
   std::shared_ptr<View> recv_view(int src, int tag, double timeout = -1);
 
-  // Not collective: waits, within the deadline, until what this rank has sent is where it need not help any more.
+  // Not collective: waits, within the deadline, until what this rank has sent needs its help no more.
   void close();
 
   // --- Engine ---
@@ -65,58 +65,127 @@ class PointToPoint : public Engine, private RecordHandler {
   bool unfinished() const noexcept override { return busy_.load(std::memory_order_relaxed) > 0; }
 
  private:
-  void check_member(const char* name, int member) const;
+  enum class GivenUp { done, taken_back, stuck };  // what became of a call whose time has passed
+
+  struct Frame;
+  Channel& channel(int member) const { return *channels_[static_cast<size_t>(member)]; }
+  void check_peer(const char* name, int member, bool wildcard) const;
   void check_tag(int tag, bool wildcard) const;
 
-  // The frame of every call: a quick try, a short spin, then a wait that others can see.
-  template <class Done>
-  void complete(const char* op, int peer, double timeout, Done done);
-  bool spin(Request& request);
+  // Waits, so that others can see it, until done(), and asks give_up() when that fails. See receiving.cpp.
+  template <class Done, class GiveUp>
+  void complete(const char* op, int peer, double timeout, Done done, GiveUp give_up);
+  void complete_receive(const char* op, Request& request, double timeout);
+  // Looks for a moment, for what is just about to come.
+  bool spin(const Request& request);
+  static MessageInfo result(const Request& request);
 
-  // --- sending ---
+  // --- sending.cpp ---
+  std::shared_ptr<Request> make_send(const void* data, uint64_t bytes, int dst, int tag);
   void submit(Request& request);
-  bool start(Request& request);
-  bool start_inlined(Channel& channel, Request& request);
-  bool start_eager(Channel& channel, Request& request);
+  bool start(Channel& channel, Request& request);
+  bool start_buffered(Channel& channel, const void* data, uint64_t bytes, int tag);
   void offer(Channel& channel, Request& request);
-  // The deadline of a blocking send has passed. True if it counts as sent nevertheless.
-  bool give_up_send(Request& request);
+  void start_waiting(Channel& channel);
+  GivenUp give_up_send(Request& request);
+  void detach(Request& request);
+  void answered(Channel& channel, const Payload& record);
+  bool all_sent();
 
-  // --- receiving ---
+  // --- receiving.cpp ---
   void post(Request& request);
+  bool take_if_there(Request& request);
+  void arrived_message(Channel& channel, const Payload& record);
   bool match_posted(Message& message);
   void deliver(Request& request, Message& message);
-  void pull(Request& request, Message& message);
-  void lend(Request& request, Message& message);
+  void deliver_kept(Request& request, Message& message);
+  void stream(Channel& channel, Request& request, Message& message);
+  void pull(Channel& channel, Request& request, Message& message);
+  void lend(Channel& channel, Request& request, Message& message);
+  void settle(Channel& channel);
+  void withdrawn(Channel& channel, uint64_t id);
   void give_up_receive(Request& request);
-  void repost(Request& request);
-  const RemoteRegion& area(Channel& channel, const Payload& record);
+  void forget(Request& request);
+  void return_views();
 
-  // --- RecordHandler: what arrives on a channel ---
+  // --- RecordHandler ---
   void arrived(Channel& channel, const Payload& record) override;
   void moved(Channel& channel, Delivery& delivery) override;
   void sent(Request& request) override { finish(request); }
-  void settle(Channel& channel) override;
-  void room(Channel& channel) override;
 
   void advance_channel(Channel& channel);
-  void return_views();
-  void link(Request& request, std::shared_ptr<Request> self);
+  void enter(Request& request);  // it is in a queue from here on
+  void leave(Request& request);
   void finish(Request& request);
-  void fail(Request& request, Error error);
+  void fail_request(Request& request, Error error);
   void raise_if_damaged();
+  void abandon_requests();
 
   std::shared_ptr<Communicator> comm_;
   ChannelLayout layout_;
   uint64_t eager_limit_;
+  int spins_;
   PayloadMemory payload_;
   std::vector<std::unique_ptr<Channel>> channels_;  // by member
   Matching matching_;
   std::vector<std::shared_ptr<View>> views_;  // lent, and not yet given back
-  std::atomic<int64_t> busy_{0};              // requests in a queue, and views
+  std::atomic<int64_t> busy_{0};              // requests in queues, and views
   uint64_t calls_ = 0;                        // of all operations here, for messages
-  std::optional<Error> damaged_;              // what went wrong inside advance()
+  uint64_t advances_ = 0;
+  std::optional<Error> damaged_;  // what went wrong inside advance()
   bool closed_ = false;
 };
+
+// One call: the communicator is held, and fit for use.
+struct PointToPoint::Frame {
+  Communicator::Hold hold;
+  Frame(PointToPoint& p2p, const char* op) : hold(*p2p.comm_, op) {
+    p2p.comm_->require_fine(op, ++p2p.calls_);
+    p2p.raise_if_damaged();
+  }
+};
+
+template <class Done, class GiveUp>
+void PointToPoint::complete(const char* op, int peer, double timeout, Done done, GiveUp give_up) {
+  uint64_t number = calls_ - 1;
+  comm_->operate(op, number, timeout, [&](Operation& operation) {
+    operation.phase("waiting");
+    // Who is not needed, or not yet lost, has done its part. From anywhere means from anybody who is still there.
+    const auto nobody_there = [&] {
+      for (int member = 0; member < comm_->size(); ++member)
+        if (member != comm_->rank() && comm_->running(member)) return false;
+      return comm_->size() > 1;
+    };
+    const auto not_needed = [&](int member) {
+      return peer == any_source ? !nobody_there() : member != peer;
+    };
+    const auto ready = [&] {
+      advance();
+      return done() || damaged_.has_value();
+    };
+    GivenUp end = GivenUp::stuck;
+    try {
+      for (const auto& one : channels_) one->publish_credits();
+      const bool came = comm_->wait(operation, -1, ready, not_needed);
+      raise_if_damaged();
+      if (came) return;
+      if ((end = give_up()) == GivenUp::done) return;
+      std::vector<bool> done_its_part;
+      for (int member = 0; member < comm_->size(); ++member)
+        done_its_part.push_back(peer == any_source ? member == comm_->rank() : member != peer);
+      comm_->raise_timeout(operation, done_its_part, peer);
+    } catch (const Error& error) {
+      const bool rank_is_down = error.status == Status::PeerLost || error.status == Status::PeerFailed;
+      if (rank_is_down || damaged_ || (error.status == Status::Timeout && end == GivenUp::stuck))
+        operation.publish();  // nobody can go on from here
+      else if (error.status != Status::Timeout)
+        give_up();
+      throw;
+    } catch (...) {
+      if (give_up() == GivenUp::stuck) operation.publish();
+      throw;
+    }
+  });
+}
 
 }  // namespace xccl

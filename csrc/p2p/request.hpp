@@ -8,13 +8,15 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
-#include <vector>
 
 #include "base/error.hpp"
 #include "p2p/channel_layout.hpp"
 #include "p2p/list.hpp"
 
 namespace xccl {
+
+// Memory that is about to be written, so not cleared.
+using Bytes = std::unique_ptr<std::byte[]>;
 
 constexpr int any_source = -1, any_tag = -1;
 
@@ -33,7 +35,7 @@ struct View {
 
   // --- for the engine ---
   std::shared_ptr<void> owner;         // mapping of the sender's memory
-  std::vector<std::byte> copy;         // where it cannot be borrowed
+  Bytes copy;                          // where it cannot be borrowed
   std::optional<uint64_t> segment;     // of an eager message
   std::optional<uint64_t> offer;       // id of a claimed offer
 };
@@ -63,7 +65,7 @@ struct Request : Linked<Request> {
   std::shared_ptr<View> view;
   MessageInfo info;
   std::optional<Error> error;
-  std::vector<std::byte> rest;      // of a send that was not waited for any longer: what is still to be streamed
+  Bytes rest;                       // of a send that was not waited for any longer: what is still to be streamed
   std::shared_ptr<void> keepalive;  // of the array
   std::shared_ptr<Request> self;    // while a queue needs it, if nobody else may
 
@@ -79,7 +81,7 @@ struct Message : Linked<Message> {
   std::optional<uint64_t> segment;  // of an eager message
   bool kept = false;                // its bytes are, or will be, in `buffer`: a receive gave up while they came
   bool complete = true;             // of a kept one: all bytes are there
-  std::vector<std::byte> buffer;
+  Bytes buffer;
 
   p2p_record::Kind kind() const { return p2p_record::kind_of(record[p2p_record::head]); }
 };

@@ -78,14 +78,15 @@ inline xccl::Config local_config(bool direct) {
 // Runs body(communicator) on `size` threads, each a rank of one local job. An exception that leaves a body fails the test.
 inline void on_ranks(
     int size, const xccl::Config& config,
-    const std::function<void(xccl::Communicator&, std::shared_ptr<xccl::Communicator>)>& body) {
+    const std::function<void(xccl::Communicator&, std::shared_ptr<xccl::Communicator>)>& body,
+    xccl::Communicator::AnnexBytes annex = xccl::Communicator::no_annex) {
   static int jobs = 0;
   const std::string job = "test-" + std::to_string(++jobs);
   std::vector<std::thread> ranks;
   for (int rank = 0; rank < size; ++rank)
     ranks.emplace_back([&, rank] {
       try {
-        auto comm = xccl::Communicator::init({job, rank, size}, config);
+        auto comm = xccl::Communicator::init({job, rank, size}, config, annex);
         body(*comm, comm);
         comm->close();
       } catch (const std::exception& error) {

@@ -1,0 +1,229 @@
+// The frame of the calls, progress, and what is common to sending.cpp and receiving.cpp.
+#include "p2p/point_to_point.hpp"
+
+#include <algorithm>
+
+namespace xccl {
+namespace {
+constexpr int spins_with_cores = 200;    // of PAUSE: some microseconds, in which most answers come
+constexpr int spins_without = 1;         // more ranks than cores: whoever we wait for needs this one
+constexpr uint64_t credit_interval = 64;  // calls of advance()
+}  // namespace
+
+PointToPoint::PointToPoint(std::shared_ptr<Communicator> comm)
+    : comm_(std::move(comm)),
+      layout_(comm_->size()),
+      eager_limit_(std::min(comm_->world().config().eager_limit, layout_.eager_bytes / 8)),
+      spins_(comm_->spins_freely() ? spins_with_cores : spins_without),
+      payload_(comm_->share_world(), layout_),
+      matching_(comm_->size()) {
+  for (int member = 0; member < comm_->size(); ++member)
+    channels_.push_back(std::make_unique<Channel>(comm_->group(), layout_, member, comm_->job_rank(member),
+                                                  comm_->annex(comm_->rank()), comm_->annex(member),
+                                                  payload_));
+  comm_->set_engine(this);
+}
+
+PointToPoint::~PointToPoint() {
+  if (!closed_) {
+    comm_->set_engine(nullptr);
+    payload_.still_read = true;
+  }
+  abandon_requests();
+}
+
+void PointToPoint::abandon_requests() {
+  const Error closed(Status::Closed, "the communicator was closed before this request had finished");
+  while (Request* receive = matching_.first()) {
+    matching_.remove(*receive);
+    fail_request(*receive, closed);
+  }
+  for (const auto& one : channels_) one->abandon([&](Request& request) { fail_request(request, closed); });
+}
+
+void PointToPoint::check_peer(const char* name, int member, bool wildcard) const {
+  if ((wildcard && member == any_source) || (member >= 0 && member < comm_->size())) return;
+  fail(Status::InvalidArgument, name, "=", member, ": expected 0 to ", comm_->size() - 1,
+       wildcard ? ", or ANY_SOURCE" : "");
+}
+
+void PointToPoint::check_tag(int tag, bool wildcard) const {
+  if (tag >= 0 || (wildcard && tag == any_tag)) return;
+  fail(Status::InvalidArgument, "tag=", tag, ": expected 0 to ", INT32_MAX, wildcard ? ", or ANY_TAG" : "");
+}
+
+void PointToPoint::raise_if_damaged() {
+  if (!damaged_) return;
+  comm_->end(*damaged_);
+  throw *damaged_;
+}
+
+void PointToPoint::enter(Request& request) {
+  (void)request;
+  busy_.fetch_add(1, std::memory_order_relaxed);
+}
+
+void PointToPoint::leave(Request& request) {
+  busy_.fetch_sub(1, std::memory_order_relaxed);
+  request.keepalive.reset();
+  const auto last = std::move(request.self);  // perhaps the last owner: nothing after this line
+}
+
+void PointToPoint::finish(Request& request) {
+  request.state = Request::State::finished;
+  leave(request);
+}
+
+void PointToPoint::fail_request(Request& request, Error error) {
+  request.error = std::move(error);
+  finish(request);
+}
+
+MessageInfo PointToPoint::result(const Request& request) {
+  if (request.error) throw *request.error;
+  return request.info;
+}
+
+void PointToPoint::arrived(Channel& channel, const Payload& record) {
+  switch (p2p_record::kind_of(record[p2p_record::head])) {
+    case p2p_record::inlined:
+    case p2p_record::eager:
+    case p2p_record::offer:
+      return arrived_message(channel, record);
+    case p2p_record::grant:
+    case p2p_record::done:
+    case p2p_record::claim:
+      return answered(channel, record);
+    case p2p_record::withdrawn:
+      return withdrawn(channel, record[p2p_record::id]);
+    case p2p_record::stands:
+      return channel.count_verdict();
+  }
+  fail(Status::Failure, "rank ", channel.job_rank(), " sent a record of an unknown kind");
+}
+
+void PointToPoint::advance_channel(Channel& channel) {
+  if (channel.quiet()) return;
+  channel.drain(*this);
+  channel.pump_in(*this);
+  channel.pump_out(*this);
+  start_waiting(channel);
+  settle(channel);
+}
+
+void PointToPoint::advance() noexcept {
+  if (damaged_ || closed_ || comm_->broken()) return;
+  try {
+    for (const auto& one : channels_) advance_channel(*one);
+    if (!views_.empty()) return_views();
+    if (++advances_ % credit_interval == 0)
+      for (const auto& one : channels_) one->publish_credits();
+  } catch (const Error& error) {
+    damaged_ = error;
+  } catch (const std::exception& error) {
+    damaged_ = Error(Status::OutOfMemory, text("private memory is used up: ", error.what()));
+  }
+}
+
+void PointToPoint::try_advance() noexcept {
+  if (!comm_->try_hold()) return;
+  advance();
+  comm_->unhold();
+}
+
+bool PointToPoint::spin(const Request& request) {
+  for (int i = 0; i < spins_; ++i) {
+    if (request.peer == any_source || i % 16 == 15) {
+      advance();
+    } else if (!damaged_) {
+      try {
+        advance_channel(channel(request.peer));
+      } catch (const Error& error) {
+        damaged_ = error;
+      }
+    }
+    if (request.finished()) return true;
+    cpu_relax();
+  }
+  return false;
+}
+
+MessageInfo PointToPoint::wait(Request& request, double timeout) {
+  if (request.finished()) return result(request);
+  {
+    const Frame frame(*this, "wait");
+    if (spin(request)) return result(request);
+  }
+  complete(
+      "wait", request.peer, timeout, [&] { return request.finished(); },
+      [] { return GivenUp::taken_back; });
+  return result(request);
+}
+
+bool PointToPoint::test(Request& request) {
+  if (!request.finished()) {
+    const Frame frame(*this, "test");
+    advance();
+    raise_if_damaged();
+  }
+  if (request.finished()) result(request);
+  return request.finished();
+}
+
+MessageInfo PointToPoint::sendrecv(const void* data, uint64_t bytes, int dst, int send_tag, void* into,
+                                   uint64_t capacity, int src, int recv_tag, double timeout) {
+  const Deadline deadline(timeout < 0 ? comm_->timeout() : timeout);
+  Request receive;
+  {
+    const Frame frame(*this, "sendrecv");
+    check_peer("dst", dst, false);
+    check_tag(send_tag, false);
+    check_peer("src", src, true);
+    check_tag(recv_tag, true);
+    receive.kind = Request::Kind::receive;
+    receive.data = static_cast<std::byte*>(into);
+    receive.bytes = capacity;
+    receive.peer = src;
+    receive.tag = recv_tag;
+    post(receive);
+  }
+  const auto left = [&] { return static_cast<double>(deadline.remaining_ns()) * 1e-9; };
+  try {
+    send(data, bytes, dst, send_tag, left());
+  } catch (...) {
+    if (!comm_->broken()) give_up_receive(receive);
+    throw;
+  }
+  if (!receive.finished()) complete_receive("sendrecv", receive, left());
+  return result(receive);
+}
+
+void PointToPoint::close() {
+  if (closed_) return;
+  const Communicator::Hold hold(*comm_, "close");
+  struct AtLast {  // also when Ctrl-C ends the wait
+    PointToPoint& p2p;
+    ~AtLast() {
+      p2p.closed_ = true;
+      p2p.comm_->set_engine(nullptr);
+    }
+  } at_last{*this};
+  payload_.still_read = true;
+  if (comm_->world().forked()) return;
+  if (!comm_->broken() && !damaged_) {
+    const Deadline deadline(comm_->timeout());
+    comm_->world().drain(
+        [&] {
+          advance();
+          return damaged_ || all_sent();
+        },
+        deadline);
+    for (const auto& one : channels_) one->publish_credits();
+  }
+  payload_.still_read = !std::all_of(channels_.begin(), channels_.end(), [&](const auto& one) {
+    return one->eager_is_read() || !comm_->running(one->member());
+  });
+  abandon_requests();
+}
+
+}  // namespace xccl

@@ -1,0 +1,395 @@
+// The receiver's side of point to point: posting, delivering each kind of message, lending, giving up.
+#include <algorithm>
+#include <cstring>
+
+#include "base/test_point.hpp"
+#include "p2p/point_to_point.hpp"
+
+namespace xccl {
+namespace {
+
+bool is_streamed(const Payload& offer) { return offer[p2p_record::offset] == p2p_record::to_be_streamed; }
+
+RegionKey key_of(const Payload& record) {
+  return {{record[p2p_record::key0], record[p2p_record::key1]}};
+}
+
+Error truncated(const Message& message, uint64_t room, int job_rank) {
+  return Error(Status::Truncated,
+               text("a message of ", message.bytes, " bytes from rank ", job_rank, " with tag ", message.tag,
+                    " does not fit in ", room, " bytes; it stays for a larger receive"),
+               {job_rank});
+}
+
+}  // namespace
+
+MessageInfo PointToPoint::recv(void* data, uint64_t capacity, int src, int tag, double timeout) {
+  Request request;
+  request.kind = Request::Kind::receive;
+  request.data = static_cast<std::byte*>(data);
+  request.bytes = capacity;
+  request.peer = src;
+  request.tag = tag;
+  {
+    const Frame frame(*this, "recv");
+    check_peer("src", src, true);
+    check_tag(tag, true);
+    post(request);
+    if (spin(request)) return result(request);
+  }
+  complete_receive("recv", request, timeout);
+  return result(request);
+}
+
+std::shared_ptr<Request> PointToPoint::irecv(void* data, uint64_t capacity, int src, int tag,
+                                             std::shared_ptr<void> keepalive) {
+  const Frame frame(*this, "irecv");
+  check_peer("src", src, true);
+  check_tag(tag, true);
+  auto request = std::make_shared<Request>();
+  request->kind = Request::Kind::receive;
+  request->data = static_cast<std::byte*>(data);
+  request->bytes = capacity;
+  request->peer = src;
+  request->tag = tag;
+  request->keepalive = std::move(keepalive);
+  request->self = request;
+  post(*request);
+  return request;
+}
+
+std::shared_ptr<View> PointToPoint::recv_view(int src, int tag, double timeout) {
+  Request request;
+  request.kind = Request::Kind::receive;
+  request.peer = src;
+  request.tag = tag;
+  request.wants_view = true;
+  {
+    const Frame frame(*this, "recv_view");
+    check_peer("src", src, true);
+    check_tag(tag, true);
+    post(request);
+    if (spin(request)) {
+      result(request);
+      return request.view;
+    }
+  }
+  complete_receive("recv_view", request, timeout);
+  result(request);
+  return request.view;
+}
+
+void PointToPoint::complete_receive(const char* op, Request& request, double timeout) {
+  try {
+    complete(
+        op, request.peer, timeout, [&] { return request.finished(); },
+        [&] {
+          give_up_receive(request);
+          return GivenUp::taken_back;
+        });
+  } catch (...) {
+    forget(request);
+    throw;
+  }
+}
+
+std::optional<MessageInfo> PointToPoint::iprobe(int src, int tag) {
+  const Frame frame(*this, "iprobe");
+  check_peer("src", src, true);
+  check_tag(tag, true);
+  advance();
+  raise_if_damaged();
+  const Message* found = matching_.find(src, tag);
+  if (!found) return std::nullopt;
+  return MessageInfo{found->source, found->tag, found->bytes};
+}
+
+MessageInfo PointToPoint::probe(int src, int tag, double timeout) {
+  if (const auto found = iprobe(src, tag)) return *found;
+  complete(
+      "probe", src, timeout, [&] { return matching_.find(src, tag) != nullptr; },
+      [] { return GivenUp::taken_back; });
+  const Message* found = matching_.find(src, tag);
+  return {found->source, found->tag, found->bytes};
+}
+
+// --- Matching ----------------------------------------------------------------------------------------
+
+void PointToPoint::post(Request& request) {
+  enter(request);
+  if (take_if_there(request)) return;
+  request.state = Request::State::posted;
+  matching_.post(request);
+}
+
+// True when the request is not to be posted: it has got its message, or failed.
+bool PointToPoint::take_if_there(Request& request) {
+  Message* found = matching_.find(request.peer, request.tag);
+  if (!found) return false;
+  Channel& from = channel(found->source);
+  if (!found->kept && found->kind() == p2p_record::offer && from.in_doubt()) {
+    from.held = true;
+    return false;
+  }
+  if (!request.wants_view && found->bytes > request.bytes) {
+    fail_request(request, truncated(*found, request.bytes, from.job_rank()));
+    return true;
+  }
+  const auto message = matching_.take(*found);
+  deliver(request, *message);
+  return true;
+}
+
+void PointToPoint::arrived_message(Channel& from, const Payload& record) {
+  const uint64_t head = record[p2p_record::head];
+  Message message;
+  message.source = from.member();
+  message.tag = p2p_record::tag_of(head);
+  message.record = record;
+  message.bytes = record[p2p_record::bytes];
+  if (message.kind() == p2p_record::inlined) message.bytes = p2p_record::inlined_bytes_of(head);
+  if (message.kind() == p2p_record::inlined && message.bytes > p2p_record::inline_bytes)
+    fail(Status::Failure, "rank ", from.job_rank(), "'s record is damaged");
+  if (message.kind() == p2p_record::eager)
+    message.segment = from.open_segment(record[p2p_record::position], message.bytes);
+  if (!match_posted(message)) matching_.add(std::make_unique<Message>(std::move(message)));
+}
+
+bool PointToPoint::match_posted(Message& message) {
+  Channel& from = channel(message.source);
+  // A message may not overtake one that is held back.
+  if (from.held) return false;
+  while (Request* request = matching_.first_for(message.source, message.tag)) {
+    if (message.kind() == p2p_record::offer && from.in_doubt()) {
+      from.held = true;
+      return false;
+    }
+    matching_.remove(*request);
+    if (!request->wants_view && message.bytes > request->bytes) {
+      fail_request(*request, truncated(message, request->bytes, from.job_rank()));
+      continue;
+    }
+    deliver(*request, message);
+    return true;
+  }
+  return false;
+}
+
+// --- Delivering --------------------------------------------------------------------------------------
+
+void PointToPoint::deliver(Request& request, Message& message) {
+  Channel& from = channel(message.source);
+  request.state = Request::State::idle;
+  request.info = {message.source, message.tag, message.bytes};
+  if (message.kept) return deliver_kept(request, message);
+  if (request.wants_view) return lend(from, request, message);
+  switch (message.kind()) {
+    case p2p_record::inlined:
+      if (message.bytes) std::memcpy(request.data, &message.record[1], message.bytes);
+      from.count_matched();
+      return finish(request);
+    case p2p_record::eager:
+      from.read(from.peer_payload(key_of(message.record)),
+                from.eager_offset(message.record[p2p_record::position]), request.data, message.bytes);
+      from.free_segment(*message.segment);
+      from.count_matched();
+      return finish(request);
+    default:
+      return is_streamed(message.record) ? stream(from, request, message) : pull(from, request, message);
+  }
+}
+
+void PointToPoint::stream(Channel& from, Request& request, Message& message) {
+  from.peer_payload(key_of(message.record));
+  request.state = Request::State::moving;
+  const uint64_t id = message.record[p2p_record::id];
+  from.expect({id, request.data, message.bytes, 0, &request, nullptr});
+  XCCL_TEST_POINT("p2p.granting");
+  from.post({p2p_record::make_head(p2p_record::grant, message.tag), message.bytes, id});
+}
+
+void PointToPoint::pull(Channel& from, Request& request, Message& message) {
+  const Payload& record = message.record;
+  from.read(from.region(key_of(record)), record[p2p_record::offset], request.data, message.bytes);
+  XCCL_TEST_POINT("p2p.pulled");
+  // Who failed may have freed its array while this rank was reading: it raised the alarm before.
+  comm_->require_trust();
+  const uint64_t id = record[p2p_record::id];
+  from.post({p2p_record::make_head(p2p_record::done, message.tag), message.bytes, id});
+  if (from.flushed() && !from.in_doubt() && from.settling.empty()) return finish(request);
+  request.state = Request::State::moving;
+  from.settling.push_back({id, request.data, message.bytes, message.bytes, &request, nullptr});
+}
+
+void PointToPoint::lend(Channel& from, Request& request, Message& message) {
+  const Payload& record = message.record;
+  request.view = std::make_shared<View>();
+  View& view = *request.view;
+  view.info = request.info;
+  const bool is_offer = message.kind() == p2p_record::offer;
+  const RemoteRegion* region = nullptr;
+  uint64_t offset = 0;
+  if (message.kind() == p2p_record::eager) {
+    region = &from.peer_payload(key_of(record));
+    offset = from.eager_offset(record[p2p_record::position]);
+  } else if (is_offer && !is_streamed(record)) {
+    region = &from.region(key_of(record));
+    offset = record[p2p_record::offset];
+    if (offset > region->bytes || message.bytes > region->bytes - offset)
+      fail(Status::Failure, "rank ", from.job_rank(), "'s record is damaged");
+  }
+  if (!region || !region->direct) {
+    // It cannot be borrowed: received like any other message, into memory of the view.
+    view.copy = std::make_unique_for_overwrite<std::byte[]>(message.bytes);
+    view.data = request.data = view.copy.get();
+    request.bytes = message.bytes;
+    request.wants_view = false;
+    return deliver(request, message);
+  }
+  view.data = region->direct + offset;
+  view.owner = region->keepalive;
+  views_.push_back(request.view);
+  busy_.fetch_add(1, std::memory_order_relaxed);
+  if (!is_offer) {
+    view.segment = message.segment;
+    from.count_matched();
+    return finish(request);
+  }
+  const uint64_t id = record[p2p_record::id];
+  view.offer = id;
+  from.post({p2p_record::make_head(p2p_record::claim, message.tag), message.bytes, id});
+  if (from.flushed() && !from.in_doubt() && from.settling.empty()) return finish(request);
+  request.state = Request::State::moving;
+  from.settling.push_back({id, nullptr, message.bytes, message.bytes, &request, nullptr});
+}
+
+void PointToPoint::return_views() {
+  const auto returned = std::partition(views_.begin(), views_.end(), [](const auto& view) {
+    // acquire: what was read of the view was read before it was released.
+    return !view->released.load(std::memory_order_acquire) && view.use_count() > 1;
+  });
+  for (auto one = returned; one != views_.end(); ++one) {
+    Channel& from = channel((*one)->info.source);
+    if ((*one)->segment) from.free_segment(*(*one)->segment);
+    if ((*one)->offer)
+      from.post({p2p_record::make_head(p2p_record::done, 0), (*one)->info.bytes, *(*one)->offer});
+    busy_.fetch_sub(1, std::memory_order_relaxed);
+  }
+  views_.erase(returned, views_.end());
+}
+
+void PointToPoint::moved(Channel&, Delivery& delivery) {
+  if (delivery.request)
+    finish(*delivery.request);
+  else
+    delivery.message->complete = true;
+}
+
+// Completes what was pulled once nothing is in doubt any more, and looks again for messages that were held back.
+void PointToPoint::settle(Channel& from) {
+  if ((from.settling.empty() && !from.held) || !from.flushed() || from.in_doubt()) return;
+  auto settled = std::move(from.settling);
+  from.settling.clear();
+  for (Delivery& delivery : settled) moved(from, delivery);
+  if (!from.held) return;
+  from.held = false;
+  for (Request* request = matching_.first(); request;) {
+    Request* next = request->next;
+    matching_.remove(*request);
+    if (!take_if_there(*request)) matching_.repost(*request);
+    request = next;
+  }
+}
+
+void PointToPoint::withdrawn(Channel& from, uint64_t id) {
+  from.count_verdict();
+  if (Message* offer = matching_.find_offer(from.member(), id)) {
+    matching_.take(*offer);
+    return;
+  }
+  const auto gone = from.cancel_delivery(id);
+  if (!gone) return;
+  if (gone->message) {
+    matching_.take(*gone->message);
+    return;
+  }
+  Request& request = *gone->request;
+  if (request.view) {
+    request.wants_view = true;
+    if (std::erase(views_, request.view)) busy_.fetch_sub(1, std::memory_order_relaxed);
+    request.view.reset();
+  }
+  request.state = Request::State::posted;
+  matching_.repost(request);
+  from.held = true;  // it may match another message that is there
+}
+
+// --- Kept messages: a receive gave up while the bytes were coming ------------------------------------
+
+void PointToPoint::give_up_receive(Request& request) {
+  if (request.state != Request::State::moving) return forget(request);
+  Channel& from = channel(request.info.source);
+  Delivery& delivery = *from.delivery_of(request);
+  auto message = std::make_unique<Message>();
+  message->source = request.info.source;
+  message->tag = request.info.tag;
+  message->bytes = request.info.bytes;
+  message->kept = true;
+  message->complete = false;
+  message->buffer = std::make_unique_for_overwrite<std::byte[]>(message->bytes);
+  // A claimed view becomes a copy, too: the sender is then free to go on.
+  const std::byte* there = delivery.to ? delivery.to : request.view->data;
+  if (delivery.moved) std::memcpy(message->buffer.get(), there, delivery.moved);
+  delivery.to = message->buffer.get();
+  delivery.request = nullptr;
+  delivery.message = message.get();
+  matching_.add_first(std::move(message));
+  request.state = Request::State::idle;
+  leave(request);
+}
+
+void PointToPoint::deliver_kept(Request& request, Message& message) {
+  if (request.wants_view) {
+    request.view = std::make_shared<View>();
+    request.view->info = request.info;
+    request.view->copy = std::make_unique_for_overwrite<std::byte[]>(message.bytes);
+    request.view->data = request.data = request.view->copy.get();
+    request.bytes = message.bytes;
+  }
+  if (message.complete) {
+    if (message.bytes) std::memcpy(request.data, message.buffer.get(), message.bytes);
+    return finish(request);
+  }
+  Delivery& delivery = *channel(message.source).delivery_of(message);
+  if (delivery.moved) std::memcpy(request.data, message.buffer.get(), delivery.moved);
+  delivery.to = request.data;
+  delivery.request = &request;
+  delivery.message = nullptr;
+  request.state = Request::State::moving;
+}
+
+// Takes a request out of every queue. What was on its way to it is lost, which only an ended communicator may do.
+void PointToPoint::forget(Request& request) {
+  switch (request.state) {
+    case Request::State::idle:
+    case Request::State::finished:
+      return;
+    case Request::State::posted:
+      matching_.remove(request);
+      break;
+    case Request::State::waiting:
+      channel(request.peer).waiting.remove(request);
+      break;
+    case Request::State::offered:
+    case Request::State::claimed:
+      channel(request.peer).offered.remove(request);
+      break;
+    case Request::State::moving:
+      channel(request.kind == Request::Kind::send ? request.peer : request.info.source).forget(request);
+      break;
+  }
+  request.state = Request::State::idle;
+  leave(request);
+}
+
+}  // namespace xccl

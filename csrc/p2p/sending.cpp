@@ -1,0 +1,187 @@
+// The sender's side of point to point: the choice of path, announcements and their answers, taking a message back.
+#include <algorithm>
+#include <cstring>
+
+#include "base/test_point.hpp"
+#include "p2p/point_to_point.hpp"
+
+namespace xccl {
+std::shared_ptr<Request> PointToPoint::make_send(const void* data, uint64_t bytes, int dst, int tag) {
+  auto request = std::make_shared<Request>();
+  request->kind = Request::Kind::send;
+  request->data = const_cast<std::byte*>(static_cast<const std::byte*>(data));  // only read
+  request->bytes = bytes;
+  request->peer = dst;
+  request->tag = tag;
+  request->info = {dst, tag, bytes};
+  return request;
+}
+
+void PointToPoint::send(const void* data, uint64_t bytes, int dst, int tag, double timeout) {
+  std::shared_ptr<Request> request;
+  {
+    const Frame frame(*this, "send");
+    check_peer("dst", dst, false);
+    check_tag(tag, false);
+    Channel& to = channel(dst);
+    if (to.waiting.empty() && to.has_room() && start_buffered(to, data, bytes, tag)) return;
+    request = make_send(data, bytes, dst, tag);
+    submit(*request);
+    if (spin(*request)) return;
+  }
+  request->self = request;
+  try {
+    complete(
+        "send", dst, timeout, [&] { return request->finished(); }, [&] { return give_up_send(*request); });
+  } catch (...) {
+    forget(*request);
+    throw;
+  }
+}
+
+std::shared_ptr<Request> PointToPoint::isend(const void* data, uint64_t bytes, int dst, int tag,
+                                             std::shared_ptr<void> keepalive) {
+  const Frame frame(*this, "isend");
+  check_peer("dst", dst, false);
+  check_tag(tag, false);
+  auto request = make_send(data, bytes, dst, tag);
+  request->keepalive = std::move(keepalive);
+  request->self = request;
+  try {
+    submit(*request);
+  } catch (...) {
+    request->self.reset();
+    throw;
+  }
+  return request;
+}
+
+void PointToPoint::submit(Request& request) {
+  Channel& to = channel(request.peer);
+  enter(request);
+  try {
+    if (to.waiting.empty() && start(to, request)) return;
+  } catch (...) {
+    leave(request);
+    throw;
+  }
+  request.state = Request::State::waiting;
+  to.waiting.push_back(request);
+}
+
+bool PointToPoint::start(Channel& to, Request& request) {
+  if (!to.has_room()) return false;
+  if (start_buffered(to, request.data, request.bytes, request.tag))
+    finish(request);
+  else
+    offer(to, request);
+  return true;
+}
+
+bool PointToPoint::start_buffered(Channel& to, const void* data, uint64_t bytes, int tag) {
+  if (bytes > p2p_record::inline_bytes && bytes > eager_limit_) return false;
+  if (!to.may_buffer()) return false;
+  Payload record;
+  if (bytes <= p2p_record::inline_bytes) {
+    record[p2p_record::head] = p2p_record::make_head(p2p_record::inlined, tag, bytes);
+    if (bytes) std::memcpy(&record[1], data, bytes);
+    if (bytes < p2p_record::inline_bytes)  // nothing of our stack leaves
+      std::memset(reinterpret_cast<std::byte*>(&record[1]) + bytes, 0, p2p_record::inline_bytes - bytes);
+  } else {
+    const auto position = to.take_eager(bytes);
+    if (!position) return false;
+    std::memcpy(to.eager_address(*position), data, bytes);
+    const RegionKey key = payload_.region().key;
+    record = {p2p_record::make_head(p2p_record::eager, tag), bytes, *position, key.words[0], key.words[1]};
+  }
+  to.count_buffered();
+  XCCL_TEST_POINT("p2p.buffered");
+  to.post(record);
+  return true;
+}
+
+void PointToPoint::offer(Channel& to, Request& request) {
+  const auto place = comm_->world().heap().find(request.data, request.bytes);
+  const RegionKey key = place ? place->key : payload_.region().key;
+  request.id = to.next_id();
+  request.state = Request::State::offered;
+  to.offered.push_back(request);
+  to.post({p2p_record::make_head(p2p_record::offer, request.tag), request.bytes, request.id, key.words[0],
+           key.words[1], place ? place->offset : p2p_record::to_be_streamed});
+}
+
+void PointToPoint::start_waiting(Channel& to) {
+  while (Request* request = to.waiting.front()) {
+    if (!to.has_room()) return;
+    to.waiting.remove(*request);
+    try {
+      start(to, *request);
+    } catch (const Error& error) {
+      fail_request(*request, error);
+    }
+  }
+}
+
+void PointToPoint::answered(Channel& from, const Payload& record) {
+  Request* request = from.offered.front();
+  while (request && request->id != record[p2p_record::id]) request = request->next;
+  if (!request) return;  // taken back; the peer has been told, or will be
+  switch (p2p_record::kind_of(record[p2p_record::head])) {
+    case p2p_record::claim:
+      request->state = Request::State::claimed;
+      return;
+    case p2p_record::done:
+      from.offered.remove(*request);
+      return finish(*request);
+    default:  // grant
+      from.offered.remove(*request);
+      request->state = Request::State::moving;
+      from.stream_out(*request);
+  }
+}
+
+// The receiver may be answering at this very moment. Both sides first store, then look: this one its withdrawal and
+// then for answers, the other its answer and then for withdrawals. So either this rank sees the answer, and the message
+// stands, or the other sees the withdrawal, and waits for the verdict that follows.
+PointToPoint::GivenUp PointToPoint::give_up_send(Request& request) {
+  Channel& to = channel(request.peer);
+  if (request.state == Request::State::waiting) {
+    forget(request);
+    return GivenUp::taken_back;
+  }
+  if (request.state == Request::State::offered) {
+    to.announce_withdrawal();
+    XCCL_TEST_POINT("p2p.withdrawing");
+    to.drain(*this);
+    const bool stands = request.state != Request::State::offered;
+    to.post({p2p_record::make_head(stands ? p2p_record::stands : p2p_record::withdrawn, request.tag),
+             request.bytes, request.id});
+    if (!stands) {
+      forget(request);
+      return GivenUp::taken_back;
+    }
+  }
+  if (request.state == Request::State::moving) detach(request);
+  return request.state == Request::State::claimed ? GivenUp::stuck : GivenUp::done;
+}
+
+// The message is on its way and cannot come back: what is still to be copied is kept, and the send counts as done.
+void PointToPoint::detach(Request& request) {
+  auto rest = make_send(nullptr, request.bytes - request.moved, request.peer, request.tag);
+  rest->rest = std::make_unique_for_overwrite<std::byte[]>(rest->bytes);
+  rest->data = rest->rest.get();
+  std::memcpy(rest->data, request.data + request.moved, rest->bytes);
+  rest->state = Request::State::moving;
+  rest->self = rest;
+  channel(request.peer).replace(request, *rest);
+  enter(*rest);
+  finish(request);
+}
+
+bool PointToPoint::all_sent() {
+  return std::all_of(channels_.begin(), channels_.end(), [&](const auto& one) {
+    return one->all_sent() || !comm_->running(one->member());
+  });
+}
+
+}  // namespace xccl

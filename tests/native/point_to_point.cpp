@@ -1,0 +1,387 @@
+// Messages between ranks that are threads: every path, every boundary, wildcards, borrowed messages, giving up.
+#include <cstring>
+#include <memory>
+#include <random>
+#include <thread>
+#include <vector>
+
+#include "base/test_point.hpp"
+#include "check.hpp"
+#include "collective/barrier.hpp"
+#include "p2p/point_to_point.hpp"
+
+using namespace xccl;
+
+namespace {
+
+void on_points(int size, const Config& config, const std::function<void(PointToPoint&)>& body) {
+  test::on_ranks(
+      size, config,
+      [&](Communicator&, std::shared_ptr<Communicator> comm) {
+        PointToPoint p2p(comm);
+        body(p2p);
+        p2p.close();
+      },
+      PointToPoint::annex_bytes);
+}
+
+void both_ways(int size, const std::function<void(PointToPoint&)>& body) {
+  for (const bool direct : {true, false}) on_points(size, test::local_config(direct), body);
+}
+
+// Memory of the application area or of this process alone.
+class Memory {
+ public:
+  Memory(PointToPoint& p2p, uint64_t bytes, bool area) : world_(p2p.comm().world()), area_(area) {
+    data_ = area ? world_.heap().allocate(bytes) : new std::byte[bytes ? bytes : 1];
+  }
+  ~Memory() { area_ ? world_.heap().free(data_) : delete[] data_; }
+  Memory(const Memory&) = delete;
+  Memory& operator=(const Memory&) = delete;
+  std::byte* get() { return data_; }
+
+ private:
+  World& world_;
+  bool area_;
+  std::byte* data_;
+};
+
+void fill(std::byte* data, uint64_t bytes, uint64_t seed) {
+  for (uint64_t i = 0; i < bytes; ++i) data[i] = static_cast<std::byte>(seed * 131 + i * 7 + (i >> 8));
+}
+bool is_filled(const std::byte* data, uint64_t bytes, uint64_t seed) {
+  for (uint64_t i = 0; i < bytes; ++i)
+    if (data[i] != static_cast<std::byte>(seed * 131 + i * 7 + (i >> 8))) return false;
+  return true;
+}
+
+const std::vector<uint64_t> sizes = {0, 1, 47, 48, 49, 64, 1000, 8191, 8192, 8193, 100'000, 5'000'001};
+
+}  // namespace
+
+TEST("a message of every size arrives whole, from and into both kinds of memory, and to oneself") {
+  both_ways(2, [](PointToPoint& p2p) {
+    const int rank = p2p.comm().rank();
+    for (const uint64_t bytes : sizes)
+      for (const int kinds : {0, 1, 2, 3}) {
+        Memory from(p2p, bytes, kinds & 1), to(p2p, bytes, kinds & 2);
+        fill(from.get(), bytes, bytes + 3);
+        if (rank == 0) {
+          p2p.send(from.get(), bytes, 1, 7);
+        } else {
+          const MessageInfo info = p2p.recv(to.get(), bytes, 0, 7);
+          CHECK(info.source == 0 && info.tag == 7 && info.bytes == bytes);
+          CHECK(is_filled(to.get(), bytes, bytes + 3));
+        }
+        Memory own(p2p, bytes, kinds & 2);
+        const auto request = p2p.isend(from.get(), bytes, rank, 9);
+        p2p.recv(own.get(), bytes, rank, 9);
+        p2p.wait(*request);
+        CHECK(is_filled(own.get(), bytes, bytes + 3));
+      }
+  });
+}
+
+TEST("a thousand sends before the first receive, received in reverse order of tags") {
+  both_ways(2, [](PointToPoint& p2p) {
+    constexpr int count = 1000;
+    std::vector<std::vector<std::byte>> arrays;
+    for (int i = 0; i < count; ++i) arrays.emplace_back(static_cast<size_t>(i * 37 % 9000));
+    if (p2p.comm().rank() == 0) {
+      std::vector<std::shared_ptr<Request>> requests;
+      for (int i = 0; i < count; ++i) {
+        auto& array = arrays[static_cast<size_t>(i)];
+        fill(array.data(), array.size(), static_cast<uint64_t>(i));
+        requests.push_back(p2p.isend(array.data(), array.size(), 1, i));
+      }
+      barrier(p2p.comm());
+      for (const auto& request : requests) p2p.wait(*request);
+    } else {
+      barrier(p2p.comm());
+      for (int i = count; i-- > 0;) {
+        auto& array = arrays[static_cast<size_t>(i)];
+        CHECK(p2p.recv(array.data(), array.size(), 0, i).bytes == array.size());
+        CHECK(is_filled(array.data(), array.size(), static_cast<uint64_t>(i)));
+      }
+    }
+  });
+}
+
+// Everybody sends everybody random messages, with few tags, in windows of requests; each rank knows the whole plan.
+static void storm(PointToPoint& p2p, int messages, uint64_t seed) {
+  struct Planned {
+    int source, target, tag;
+    uint64_t bytes, content;
+    bool from_area, into_area;
+  };
+  const int size = p2p.comm().size(), rank = p2p.comm().rank();
+  std::mt19937_64 plan(seed);
+  std::vector<Planned> mine;
+  for (int i = 0; i < messages; ++i) {
+    const uint64_t bytes = plan() % 4 ? sizes[plan() % 10] : plan() % 70'000;
+    const Planned one{static_cast<int>(plan() % static_cast<uint64_t>(size)),
+                      static_cast<int>(plan() % static_cast<uint64_t>(size)),
+                      static_cast<int>(plan() % 3),
+                      bytes,
+                      plan(),
+                      plan() % 2 == 0,
+                      plan() % 2 == 0};
+    if (one.source == rank || one.target == rank) mine.push_back(one);
+  }
+  struct Live {
+    std::unique_ptr<Memory> memory;
+    std::shared_ptr<Request> request;
+    Planned plan;
+    bool receives;
+  };
+  std::mt19937_64 luck(seed * 31 + static_cast<uint64_t>(rank));
+  std::vector<Live> live;
+  const auto retire = [&](size_t at) {
+    Live& one = live[at];
+    const MessageInfo info = p2p.wait(*one.request);
+    if (one.receives) {
+      CHECK(info.bytes == one.plan.bytes && info.tag == one.plan.tag && info.source == one.plan.source);
+      CHECK(is_filled(one.memory->get(), one.plan.bytes, one.plan.content));
+    }
+    live.erase(live.begin() + static_cast<long>(at));
+  };
+  for (const Planned& one : mine) {
+    // Receives first: a send to oneself must find its receive, later messages of others theirs.
+    if (one.target == rank) {
+      auto memory = std::make_unique<Memory>(p2p, one.bytes, one.into_area);
+      auto request = p2p.irecv(memory->get(), one.bytes, one.source, one.tag);
+      live.push_back({std::move(memory), std::move(request), one, true});
+    }
+    if (one.source == rank) {
+      auto memory = std::make_unique<Memory>(p2p, one.bytes, one.from_area);
+      fill(memory->get(), one.bytes, one.content);
+      auto request = p2p.isend(memory->get(), one.bytes, one.target, one.tag);
+      live.push_back({std::move(memory), std::move(request), one, false});
+    }
+    // In order of posting: waiting for a later one first could wait for a message that its sender will send only after
+    // it has got what this rank has not yet sent.
+    while (live.size() > 1 + luck() % 64) retire(0);
+  }
+  while (!live.empty()) retire(0);
+}
+
+TEST("a storm of messages among four ranks") {
+  both_ways(4, [](PointToPoint& p2p) { storm(p2p, 3000, 17); });
+}
+
+TEST("the storm with every message announced") {
+  Config config = test::local_config(true);
+  config.eager_limit = 0;
+  on_points(3, config, [](PointToPoint& p2p) { storm(p2p, 1500, 18); });
+}
+
+TEST("the storm with ranks delayed at every step") {
+  test_point_hook = [](const char*) {
+    static thread_local std::minstd_rand luck(std::random_device{}());
+    if (luck() % 64 == 0) std::this_thread::sleep_for(std::chrono::microseconds(luck() % 300));
+  };
+  both_ways(3, [](PointToPoint& p2p) { storm(p2p, 1500, 19); });
+  test_point_hook = nullptr;
+}
+
+TEST("messages of a pair and tag come in order, also from anywhere with any tag") {
+  both_ways(3, [](PointToPoint& p2p) {
+    constexpr uint64_t count = 500;
+    if (p2p.comm().rank() != 0) {
+      for (uint64_t i = 0; i < count; ++i) {
+        std::vector<uint64_t> message(i % 5 == 0 ? 2000 : 1, i);
+        p2p.send(message.data(), 8 * message.size(), 0, static_cast<int>(i % 7));
+      }
+      return;
+    }
+    std::vector<uint64_t> next(3, 0), message(2000);
+    for (uint64_t i = 0; i < 2 * count; ++i) {
+      const MessageInfo there = p2p.probe(any_source, any_tag);
+      const MessageInfo info = p2p.recv(message.data(), 16'000, any_source, any_tag);
+      CHECK(there.source == info.source && there.tag == info.tag && there.bytes == info.bytes);
+      CHECK(message[0] == next[static_cast<size_t>(info.source)]++);
+      CHECK(info.tag == static_cast<int>(message[0] % 7));
+    }
+    CHECK(!p2p.iprobe(any_source, any_tag));
+  });
+}
+
+TEST("a message that does not fit stays for a larger receive") {
+  both_ways(2, [](PointToPoint& p2p) {
+    for (const uint64_t bytes : {uint64_t{40}, uint64_t{4000}, uint64_t{40'000}}) {
+      std::vector<std::byte> array(bytes);
+      if (p2p.comm().rank() == 0) {
+        fill(array.data(), bytes, 5);
+        p2p.send(array.data(), bytes, 1, 0);
+        continue;
+      }
+      const Error error = CHECK_THROWS(p2p.recv(array.data(), bytes - 1, 0, 0), Status::Truncated);
+      CHECK(std::string(error.what()).find(std::to_string(bytes)) != std::string::npos);
+      const auto small = p2p.irecv(array.data(), bytes - 1, 0, 0);
+      CHECK_THROWS(p2p.wait(*small), Status::Truncated);
+      CHECK(p2p.recv(array.data(), bytes, any_source, any_tag).bytes == bytes);
+      CHECK(is_filled(array.data(), bytes, 5));
+    }
+  });
+}
+
+TEST("a receive that gives up takes nothing, also in the middle of a message") {
+  both_ways(2, [](PointToPoint& p2p) {
+    constexpr uint64_t bytes = 30'000'000;
+    std::vector<std::byte> array(bytes);
+    if (p2p.comm().rank() == 0) {
+      barrier(p2p.comm());
+      fill(array.data(), bytes, 6);
+      const auto request = p2p.isend(array.data(), bytes, 1, 3);
+      p2p.test(*request);
+      barrier(p2p.comm());  // helps rank 1, then leaves the library for a while
+      std::this_thread::sleep_for(std::chrono::milliseconds(50));
+      p2p.wait(*request);
+      return;
+    }
+    CHECK_THROWS(p2p.recv(array.data(), bytes, 0, 3, 0.02), Status::Timeout);
+    barrier(p2p.comm());
+    barrier(p2p.comm());
+    int tries = 0;
+    for (;; ++tries) try {
+        p2p.recv(array.data(), bytes, 0, 3, 0.002);
+        break;
+      } catch (const Error& error) {
+        CHECK(error.status == Status::Timeout);
+        CHECK(error.ranks == std::vector<int>{0});
+      }
+    CHECK(tries > 0);
+    CHECK(is_filled(array.data(), bytes, 6));
+  });
+}
+
+TEST("a send that gives up was not sent, and what is sent again comes once") {
+  for (const bool area : {false, true})
+    both_ways(2, [area](PointToPoint& p2p) {
+      constexpr uint64_t bytes = 100'000;
+      Memory memory(p2p, bytes, area);
+      if (p2p.comm().rank() == 0) {
+        fill(memory.get(), bytes, 1);
+        CHECK(CHECK_THROWS(p2p.send(memory.get(), bytes, 1, 0, 0.02), Status::Timeout).ranks ==
+              std::vector<int>{1});
+        std::memset(memory.get(), 0, bytes);  // it may be reused
+        barrier(p2p.comm());
+        fill(memory.get(), bytes, 2);
+        p2p.send(memory.get(), bytes, 1, 0);
+      } else {
+        barrier(p2p.comm());
+        p2p.recv(memory.get(), bytes, 0, 0);
+        CHECK(is_filled(memory.get(), bytes, 2));
+        CHECK(!p2p.iprobe(any_source, any_tag));
+      }
+      barrier(p2p.comm());
+    });
+}
+
+TEST("sends that give up just when they are answered come once or not at all") {
+  both_ways(2, [](PointToPoint& p2p) {
+    constexpr uint64_t bytes = 20'000;
+    std::vector<std::byte> array(bytes);
+    constexpr uint64_t rounds = 300;
+    if (p2p.comm().rank() == 0) {
+      for (uint64_t i = 0; i < rounds; ++i) {
+        // Not written again after giving up: that a receiver may read it once more is part of the protocol, and is
+        // what ThreadSanitizer would see.
+        std::vector<std::byte>& message = *new std::vector<std::byte>(bytes);
+        const std::unique_ptr<std::vector<std::byte>> owner(&message);
+        fill(message.data(), bytes, i);
+        for (;;) try {
+            p2p.send(message.data(), bytes, 1, 0, 20e-6 * static_cast<double>(i % 10));
+            break;
+          } catch (const Error& error) {
+            CHECK(error.status == Status::Timeout);
+          }
+      }
+      p2p.send(array.data(), 0, 1, 1);
+      return;
+    }
+    for (uint64_t i = 0; i < rounds; ++i) {
+      if (i % 3 == 0) std::this_thread::sleep_for(std::chrono::microseconds(i % 200));
+      p2p.recv(array.data(), bytes, 0, 0);
+      CHECK(is_filled(array.data(), bytes, i));
+    }
+    CHECK(p2p.recv(array.data(), bytes, 0, any_tag).tag == 1);
+  });
+}
+
+TEST("borrowed messages are read where they lie, and their senders go on when they are released") {
+  both_ways(2, [](PointToPoint& p2p) {
+    for (const uint64_t bytes : sizes)
+      for (const bool area : {false, true}) {
+        Memory memory(p2p, bytes, area);
+        fill(memory.get(), bytes, 8);
+        if (p2p.comm().rank() == 0) {
+          p2p.send(memory.get(), bytes, 1, 2);
+          continue;
+        }
+        const auto view = p2p.recv_view(any_source, 2);
+        CHECK(view->info.bytes == bytes && view->info.source == 0);
+        CHECK(is_filled(view->data, bytes, 8));
+        view->released = true;
+        p2p.iprobe(any_source, any_tag);  // any call tells the sender
+      }
+  });
+}
+
+TEST("ranks with nothing to do help in barriers, and small messages beyond every buffer wait without harm") {
+  both_ways(2, [](PointToPoint& p2p) {
+    constexpr int count = 20'000;
+    if (p2p.comm().rank() == 0) {
+      std::vector<std::shared_ptr<Request>> requests;
+      std::vector<int> words(count);
+      for (int i = 0; i < count; ++i) {
+        words[static_cast<size_t>(i)] = i;
+        requests.push_back(p2p.isend(&words[static_cast<size_t>(i)], sizeof i, 1, 5));
+      }
+      p2p.send(&count, sizeof count, 1, 6);
+      barrier(p2p.comm());
+      for (const auto& request : requests) p2p.wait(*request);
+      return;
+    }
+    int got = 0;
+    p2p.recv(&got, sizeof got, 0, 6);  // another tag passes all of them
+    CHECK(got == count);
+    barrier(p2p.comm());
+    for (int i = 0; i < count; ++i) {
+      p2p.recv(&got, sizeof got, 0, 5);
+      CHECK(got == i);
+    }
+  });
+}
+
+TEST("wrong arguments are named, and nothing is sent") {
+  on_points(2, test::local_config(true), [](PointToPoint& p2p) {
+    int word = 0;
+    CHECK_THROWS(p2p.send(&word, 4, 2, 0), Status::InvalidArgument);
+    CHECK_THROWS(p2p.send(&word, 4, any_source, 0), Status::InvalidArgument);
+    CHECK_THROWS(p2p.send(&word, 4, 0, any_tag), Status::InvalidArgument);
+    CHECK_THROWS(p2p.recv(&word, 4, -2, 0), Status::InvalidArgument);
+    CHECK_THROWS(p2p.recv(&word, 4, 0, -2), Status::InvalidArgument);
+    barrier(p2p.comm());
+    CHECK(!p2p.iprobe(any_source, any_tag));
+  });
+}
+
+TEST("who waits for a rank that has closed is told, and messages sent before still come") {
+  on_points(2, test::local_config(true), [](PointToPoint& p2p) {
+    int word = 41;
+    if (p2p.comm().rank() == 0) {
+      p2p.send(&word, 4, 1, 0);
+      p2p.close();
+      p2p.comm().close();
+      return;
+    }
+    word = 0;
+    p2p.recv(&word, 4, 0, 0);
+    CHECK(word == 41);
+    CHECK_THROWS(p2p.recv(&word, 4, 0, 0), Status::Closed);
+    CHECK_THROWS(p2p.recv(&word, 4, any_source, 0), Status::Closed);
+  });
+}
+
+TEST_MAIN()
