@@ -9,7 +9,7 @@ Not PyTorch's backend string "xccl", which is Intel's and another thing. Importi
 """
 
 try:
-    from xccl._core import __version__
+    from xccl._core import ANY_SOURCE, ANY_TAG, Request, Status, View, __version__
 except ModuleNotFoundError as error:
     if error.name != "xccl._core":
         raise
@@ -35,6 +35,8 @@ from xccl.expert_parallel import Dispatched, ExpertParallel, Plan, Routing
 from xccl.launch.spawn import SpawnError, spawn
 
 __all__ = [
+    "ANY_SOURCE",
+    "ANY_TAG",
     "Array",
     "Closed",
     "Communicator",
@@ -47,10 +49,13 @@ __all__ = [
     "PeerFailed",
     "PeerLost",
     "Plan",
+    "Request",
     "Routing",
     "SpawnError",
+    "Status",
     "Timeout",
     "Truncated",
+    "View",
     "__version__",
     "init",
     "spawn",

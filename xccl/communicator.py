@@ -1,6 +1,7 @@
 """`xccl.init` and `Communicator`: joining a job, the application area, and the collectives there are so far.
 
-Not here: who this process is (launch/environment.py), dispatch and combine (expert_parallel.py).
+Not here: who this process is (launch/environment.py), dispatch and combine (expert_parallel.py); and send, recv and
+their kin, which are methods of the native base class (csrc/python/hot.cpp).
 """
 
 from __future__ import annotations
@@ -132,7 +133,7 @@ def _refuse_objects(name: str, dtype: np.dtype[Any]) -> None:
         )
 
 
-class Communicator:
+class Communicator(_core.Messages):
     """A group of ranks that can reach each other's memory. Made by `xccl.init`.
 
     One thread at a time may use it; different communicators may be used by different threads at the same time.
@@ -142,6 +143,7 @@ class Communicator:
     """
 
     def __init__(self, native: _core.Communicator) -> None:
+        super().__init__(native)
         self._native = native
         self._dependents: weakref.WeakSet[Any] = weakref.WeakSet()
         _open.add(self)
@@ -224,6 +226,16 @@ class Communicator:
         self._native.all_gather(mine, out, deadline(timeout))
         return out
 
+    def split(self, color: int, key: int = 0, timeout: float | None = None) -> Communicator | None:
+        """A communicator of the ranks that give the same `color`, in the order of (key, rank), as MPI_Comm_split.
+
+        Collective on this communicator. `color` is 0 or more; -1 puts this rank in no group and returns None. The new
+        communicator has collectives, messages and ExpertParallel objects of its own, which go on at the same time as
+        those of others. Close it like any other. Errors name ranks by their number in the job.
+        """
+        native = self._native.split(whole("color", color), whole("key", key), deadline(timeout))
+        return None if native is None else Communicator(native)
+
     def abort(self, reason: str) -> None:
         """Gives up: the other ranks raise `PeerFailed` with this reason, and this communicator refuses further use."""
         self._native.abort(reason.encode("utf-8", "replace").decode())
@@ -236,6 +248,7 @@ class Communicator:
         """
         for dependent in list(self._dependents):
             dependent.close()
+        self._close_messages()
         self._native.close()
         _open.discard(self)
 

@@ -147,6 +147,7 @@ struct PointToPoint::Frame {
 
 template <class Done, class GiveUp>
 void PointToPoint::complete(const char* op, int peer, double timeout, Done done, GiveUp give_up) {
+  const LongWait long_wait;
   uint64_t number = calls_ - 1;
   comm_->operate(op, number, timeout, [&](Operation& operation) {
     operation.phase("waiting");

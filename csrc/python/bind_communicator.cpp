@@ -1,7 +1,8 @@
 // The communicator as Python's Communicator (xccl/communicator.py) uses it.
 #include "collective/all_gather.hpp"
 #include "collective/barrier.hpp"
-#include "group/communicator.hpp"
+#include "collective/split.hpp"
+#include "p2p/point_to_point.hpp"
 #include "python/support.hpp"
 
 namespace xccl::python {
@@ -30,7 +31,7 @@ std::shared_ptr<Communicator> init(const std::string& job, int rank, int size,
   if (timeout) config.timeout = *timeout;
   if (startup_timeout) config.startup_timeout = *startup_timeout;
   const Blocking blocking;
-  return Communicator::init({job, rank, size}, config);
+  return Communicator::init({job, rank, size}, config, PointToPoint::annex_bytes);
 }
 
 py::array empty(Communicator& comm, std::vector<py::ssize_t> shape, const py::dtype& dtype) {
@@ -78,6 +79,13 @@ void bind_communicator(py::module_& m) {
             barrier(comm, timeout);
           },
           py::arg("timeout"))
+      .def(
+          "split",
+          [](const std::shared_ptr<Communicator>& comm, int color, int key, double timeout) {
+            const Blocking blocking;
+            return split(comm, color, key, timeout);
+          },
+          py::arg("color"), py::arg("key"), py::arg("timeout"))
       .def("all_gather", &gather, py::arg("a"), py::arg("out"), py::arg("timeout"))
       .def("abort", &Communicator::abort, py::arg("reason"))
       .def("close", [](Communicator& comm) {

@@ -4,6 +4,17 @@
 
 namespace xccl::python {
 
+void set_python_error(const Error& error) {
+  const py::object type = py::module_::import("xccl.errors").attr("class_of_status")(status_name(error.status));
+  // An error's text may come from another rank, cut off in the middle of a character.
+  const std::string text = error.what();
+  const auto message = py::reinterpret_steal<py::object>(
+      PyUnicode_DecodeUTF8(text.data(), static_cast<py::ssize_t>(text.size()), "replace"));
+  const py::object value = type(message, py::arg("op") = error.op, py::arg("seq") = error.seq,
+                                py::arg("phase") = error.phase, py::arg("ranks") = error.ranks);
+  PyErr_SetObject(type.ptr(), value.ptr());
+}
+
 void bind_errors(py::module_& m) {
   m.def("status_list", [] {
     py::list out;
@@ -20,15 +31,7 @@ void bind_errors(py::module_& m) {
     try {
       if (thrown) std::rethrow_exception(thrown);
     } catch (const Error& error) {
-      const py::object type =
-          py::module_::import("xccl.errors").attr("class_of_status")(status_name(error.status));
-      // An error's text may come from another rank, cut off in the middle of a character.
-      const std::string text = error.what();
-      const auto message = py::reinterpret_steal<py::object>(
-          PyUnicode_DecodeUTF8(text.data(), static_cast<py::ssize_t>(text.size()), "replace"));
-      const py::object value = type(message, py::arg("op") = error.op, py::arg("seq") = error.seq,
-                                    py::arg("phase") = error.phase, py::arg("ranks") = error.ranks);
-      PyErr_SetObject(type.ptr(), value.ptr());
+      set_python_error(error);
     }
   });
 }

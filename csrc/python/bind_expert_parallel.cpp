@@ -3,6 +3,7 @@
 
 #include "moe/expert_parallel.hpp"
 #include "moe/plan.hpp"
+#include "p2p/point_to_point.hpp"
 #include "python/support.hpp"
 
 namespace xccl::python {
@@ -179,7 +180,7 @@ void bind_expert_parallel(py::module_& m) {
          int64_t results, int size, int rank, uint64_t tokens, uint64_t rows, bool in_place) {
         py::list out;
         for (const PlanLine& line : plan(make_shape(num_experts, hidden, max_tokens, topk, dtype, results),
-                                         size, rank, {tokens, rows, in_place}, 0))
+                                         size, rank, {tokens, rows, in_place}, PointToPoint::annex_bytes(size)))
           out.append(py::make_tuple(line.what, line.committed, line.reserved, line.shrink));
         return out;
       },

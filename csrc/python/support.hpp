@@ -48,6 +48,10 @@ py::array array_over(const void* memory, const py::dtype& dtype, std::vector<py:
   return py::array(dtype, std::move(shape), memory, base);
 }
 
+// The exception of xccl.errors for this status, with its fields, becomes Python's current error.
+void set_python_error(const Error& error);
+
+void bind_hot(py::module_& m);
 void bind_machine(py::module_& m);
 void bind_errors(py::module_& m);
 void bind_dlpack(py::module_& m);

@@ -5,6 +5,7 @@
 namespace xccl {
 
 thread_local void (*interrupt_check)() = nullptr;
+thread_local void (*long_wait)(bool begins) = nullptr;
 
 namespace {
 constexpr uint64_t longest_sleep_ns = 50'000'000;

@@ -42,6 +42,20 @@ class Vigil {
 // Checked in long waits by the thread that waits: throws to abandon the wait (Ctrl-C in Python).
 extern thread_local void (*interrupt_check)();
 
+// Called around the part of a wait that others should know of: with true before it, with false after it. Python gives up
+// its lock there (python/hot.cpp), so that short waits need not.
+extern thread_local void (*long_wait)(bool begins);
+struct LongWait {
+  LongWait() {
+    if (long_wait) long_wait(true);
+  }
+  ~LongWait() {
+    if (long_wait) long_wait(false);
+  }
+  LongWait(const LongWait&) = delete;
+  LongWait& operator=(const LongWait&) = delete;
+};
+
 struct WaitPolicy {
   uint64_t spin_ns;
   uint64_t yield_ns;
