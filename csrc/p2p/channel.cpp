@@ -137,8 +137,9 @@ std::optional<uint64_t> Channel::take_eager(uint64_t bytes) {
   return position;
 }
 
-bool Channel::eager_is_read() const {
-  return words_->eager_freed.load(std::memory_order_acquire) == eager_end_;
+bool Channel::payload_is_read() const {
+  return words_->eager_freed.load(std::memory_order_acquire) == eager_end_ &&
+         words_->consumed.load(std::memory_order_acquire) == produced_;
 }
 
 uint64_t Channel::open_segment(uint64_t position, uint64_t bytes) {

@@ -99,7 +99,8 @@ class Channel {
   uint64_t eager_offset(uint64_t position) const {  // in the peer's payload region
     return layout_.eager(self()) + position % layout_.eager_bytes;
   }
-  bool eager_is_read() const;  // all that was buffered for the peer, as far as it has told
+  // The peer has read all that lies here for it, buffered or on the stream, as far as it has told.
+  bool payload_is_read() const;
 
   // --- Streams ---
   void stream_out(Request& request) { streaming_.push_back(&request); }

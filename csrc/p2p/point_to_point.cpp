@@ -221,7 +221,7 @@ void PointToPoint::close() {
     for (const auto& one : channels_) one->publish_credits();
   }
   payload_.still_read = !std::all_of(channels_.begin(), channels_.end(), [&](const auto& one) {
-    return one->eager_is_read() || !comm_->running(one->member());
+    return one->payload_is_read() || !comm_->running(one->member());
   });
   abandon_requests();
 }

@@ -87,20 +87,10 @@ PyType_Spec request_spec = {"xccl.Request", sizeof(RequestObject), 0,
 
 // --- View ---
 
-// Held by the view and by every array over it; the last one to go gives the message back.
-struct Loan {
-  std::shared_ptr<View> view;
-  explicit Loan(std::shared_ptr<View> borrowed) : view(std::move(borrowed)) {}
-  // release: what was read of the message was read before.
-  ~Loan() { view->released.store(true, std::memory_order_release); }
-  Loan(const Loan&) = delete;
-  Loan& operator=(const Loan&) = delete;
-};
-
 struct ViewObject {
   PyObject_HEAD
   std::shared_ptr<PointToPoint> p2p;
-  std::shared_ptr<Loan> loan;
+  std::shared_ptr<View> view;  // null once released; arrays over it keep the memory, but not what it holds
   MessageInfo info;
   PyObject* array;  // null once released
 };
@@ -119,8 +109,10 @@ PyObject* view_array(PyObject* self) {
 
 void give_back(ViewObject& held) {
   Py_CLEAR(held.array);
-  if (!held.loan) return;
-  held.loan.reset();
+  if (!held.view) return;
+  // release: what was read of the message was read before.
+  held.view->released.store(true, std::memory_order_release);
+  held.view.reset();
   held.p2p->try_advance();  // tells the sender
 }
 
@@ -139,7 +131,7 @@ void view_deallocate(PyObject* self) {
   PyTypeObject* type = Py_TYPE(self);
   ViewObject& held = view_of(self);
   give_back(held);
-  std::destroy_at(&held.loan);
+  std::destroy_at(&held.view);
   std::destroy_at(&held.p2p);
   type->tp_free(self);
   Py_DECREF(type);
@@ -150,7 +142,7 @@ PyMethodDef view_methods[] = {
     {"__exit__", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(view_exit)), METH_FASTCALL,
      "Releases the view."},
     {"release", view_release, METH_NOARGS,
-     "release($self)\n--\n\nGives the message back, as soon as no other array over it is alive. Safe to call twice."},
+     "release($self)\n--\n\nGives the message back. Arrays over it must not be used any more. Safe to call twice."},
     {nullptr, nullptr, 0, nullptr},
 };
 PyGetSetDef view_properties[] = {
@@ -199,14 +191,13 @@ PyObject* make_view(std::shared_ptr<PointToPoint> p2p, std::shared_ptr<View> vie
                     std::vector<py::ssize_t> shape) {
   const MessageInfo info = view->info;
   const std::byte* data = view->data;
-  auto loan = std::make_shared<Loan>(std::move(view));
-  py::array array = array_over(data, dtype, std::move(shape), loan);
+  py::array array = array_over(data, dtype, std::move(shape), view);
   py::detail::array_proxy(array.ptr())->flags &= ~py::detail::npy_api::NPY_ARRAY_WRITEABLE_;
   PyObject* self = view_type->tp_alloc(view_type, 0);
   if (!self) throw py::error_already_set();
   ViewObject& held = view_of(self);
   std::construct_at(&held.p2p, std::move(p2p));
-  std::construct_at(&held.loan, std::move(loan));
+  std::construct_at(&held.view, std::move(view));
   held.info = info;
   held.array = array.release().ptr();
   return self;

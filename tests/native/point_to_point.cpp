@@ -354,6 +354,21 @@ TEST("ranks with nothing to do help in barriers, and small messages beyond every
   });
 }
 
+TEST("a rank that closes at once leaves what is still on its streams") {
+  for (int i = 0; i < 20; ++i)
+    both_ways(2, [](PointToPoint& p2p) {
+      std::vector<std::byte> array(1'000'000);
+      if (p2p.comm().rank() == 0) {
+        fill(array.data(), array.size(), 4);
+        p2p.send(array.data(), array.size(), 1, 0);
+        return;  // and closes
+      }
+      const auto request = p2p.irecv(array.data(), array.size(), 0, 0);
+      while (!p2p.test(*request)) std::this_thread::sleep_for(std::chrono::microseconds(50));
+      CHECK(is_filled(array.data(), array.size(), 4));
+    });
+}
+
 TEST("wrong arguments are named, and nothing is sent") {
   on_points(2, test::local_config(true), [](PointToPoint& p2p) {
     int word = 0;

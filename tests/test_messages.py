@@ -1,0 +1,465 @@
+"""Point to point from Python: paths, order, wildcards, requests, borrowed messages, deadlines, wrong arguments."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import signal
+import threading
+import time
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+import xccl
+from xccl import _core
+
+# Around the ends of the paths: inlined up to 48 bytes, eager up to 8192, then announced.
+SIZES = [0, 1, 48, 49, 8192, 8193, 70_000, 3_000_001]
+
+
+def pattern(nbytes: int, seed: int) -> np.ndarray[Any, Any]:
+    return np.random.default_rng(seed).integers(0, 256, nbytes, np.uint8)
+
+
+def array_of(comm, nbytes, in_area):
+    return comm.empty(nbytes, "uint8") if in_area else np.empty(nbytes, np.uint8)
+
+
+def every_size(comm):
+    for size in SIZES:
+        for source_in_area in (False, True):
+            for target_in_area in (False, True):
+                x = array_of(comm, size, source_in_area)
+                x[:] = pattern(size, size)
+                if comm.rank == 0:
+                    comm.send(x, dst=1, tag=size)
+                else:
+                    y = array_of(comm, size + 5, target_in_area)
+                    y[:] = 7
+                    status = comm.recv(y, src=0, tag=size)
+                    assert status == (0, size, size)
+                    assert (status.src, status.tag, status.nbytes) == (0, size, size)
+                    assert y[:size].tobytes() == x.tobytes()
+                    assert (y[size:] == 7).all()
+    return True
+
+
+def test_messages_of_every_size_arrive_from_and_into_both_kinds_of_memory(ranks):
+    assert ranks.run(every_size, 2) == [True, True]
+
+
+def ring(comm):
+    x = np.full(3, comm.rank, np.int64)
+    y = np.empty(3, np.int64)
+    status = comm.sendrecv(
+        x, (comm.rank + 1) % comm.size, y, src=(comm.rank - 1) % comm.size, send_tag=1, recv_tag=1
+    )
+    big, got = np.full(100_000, comm.rank, np.float32), np.empty(100_000, np.float32)
+    comm.sendrecv(big, (comm.rank + 1) % comm.size, got)
+    return status.src, y.tolist(), float(got[-1])
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_sendrecv_in_a_ring_ends(ranks, size):
+    before = [(rank - 1) % size for rank in range(size)]
+    assert ranks.run(ring, size) == [(left, [left] * 3, float(left)) for left in before]
+
+
+def reverse_tags(comm):
+    arrays = [pattern(i * 29 % 20_000, i) for i in range(1000)]
+    if comm.rank == 0:
+        requests = [comm.isend(array, 1, tag=i) for i, array in enumerate(arrays)]
+        del arrays  # requests keep them
+        comm.barrier()
+        return [request.wait().nbytes for request in requests] == [i * 29 % 20_000 for i in range(1000)]
+    comm.barrier()
+    for i in reversed(range(1000)):
+        y = np.empty(len(arrays[i]), np.uint8)
+        comm.recv(y, 0, tag=i)
+        assert y.tobytes() == arrays[i].tobytes()
+    return comm.iprobe() is None
+
+
+def test_a_thousand_sends_before_the_first_receive_in_reverse_order_of_tags(ranks):
+    assert ranks.run(reverse_tags, 2) == [True, True]
+
+
+def storm(comm, messages, seed):
+    """Everybody knows the whole plan; contents are compared by hash."""
+    plan = random.Random(seed)
+    luck = random.Random(seed * 100 + comm.rank)
+    live: list[tuple[xccl.Request, np.ndarray[Any, Any] | None, bytes, int]] = []
+
+    def finish_one():
+        request, array, digest, nbytes = live.pop(0)
+        status = request.wait()
+        if array is not None:
+            assert status.nbytes == nbytes
+            assert hashlib.blake2b(array[:nbytes].tobytes()).digest() == digest
+
+    for _ in range(messages):
+        source, target, tag = plan.randrange(comm.size), plan.randrange(comm.size), plan.randrange(4)
+        size = plan.choice([*SIZES[:-1], plan.randrange(200_000)])
+        shift, from_area, into_area = plan.randrange(1 << 16), plan.random() < 0.5, plan.random() < 0.5
+        if comm.rank not in (source, target):
+            continue
+        content = BYTES[shift : shift + size]
+        if comm.rank == target:
+            y = array_of(comm, size, into_area)
+            digest = hashlib.blake2b(content.tobytes()).digest()
+            live.append((comm.irecv(y, source, tag), y, digest, size))
+        if comm.rank == source:
+            x = array_of(comm, size, from_area)
+            x[:] = content
+            live.append((comm.isend(x, target, tag), None, b"", size))
+        while len(live) > luck.randrange(1, 100):
+            finish_one()
+    while live:
+        finish_one()
+    return comm.iprobe() is None
+
+
+BYTES = pattern(1 << 19, 1)
+
+
+def test_a_storm_of_random_messages(ranks):
+    assert ranks.run(storm, 4, 2000, 3) == [True] * 4
+
+
+def test_a_hundred_thousand_messages_among_six_ranks(processes):
+    assert processes.run(storm, 6, 100_000, 4) == [True] * 6
+
+
+def very_large(comm, nbytes):
+    step = 1 << 26
+    if comm.rank == 0:
+        x = np.zeros(nbytes, np.uint8)
+        for at in range(0, nbytes, step):
+            x[at : at + 8] = np.frombuffer(at.to_bytes(8, "little"), np.uint8)
+        comm.send(x, 1, timeout=100)
+        return nbytes
+    y = np.empty(nbytes, np.uint8)
+    status = comm.recv(y, 0, timeout=100)
+    assert all(int.from_bytes(y[at : at + 8].tobytes(), "little") == at for at in range(0, nbytes, step))
+    assert np.count_nonzero(y[-step:]) == np.count_nonzero(np.frombuffer((nbytes - step).to_bytes(8, "little"), "u1"))
+    return status.nbytes
+
+
+def test_a_message_of_five_gibibytes(processes):
+    nbytes = 5 << 30
+    if _core.machine()["memory_headroom"] < 2 * nbytes + (1 << 30):
+        pytest.skip("needs 11 GiB of memory")
+    assert processes.run(very_large, 2, nbytes) == [nbytes, nbytes]
+
+
+def dtypes(comm):
+    for dtype in ("bfloat16", "float16", "int64", "bool"):
+        x = comm.empty((7, 5), dtype)
+        x[...] = 1
+        if comm.rank == 0:
+            comm.send(x, 1)
+            comm.send(memoryview(bytearray(b"abc")), 1)
+        else:
+            y = np.zeros((7, 5), x.dtype)
+            assert comm.recv(y, 0).nbytes == x.nbytes
+            assert (y == x).all()
+            text = bytearray(3)
+            comm.recv(text, 0)
+            assert text == b"abc"
+    return True
+
+
+def test_arrays_of_any_dtype_and_other_buffers(either_provider):
+    assert either_provider.run(dtypes, 2) == [True, True]
+
+
+def truncated(comm):
+    for size in (40, 4000, 100_000):
+        x = pattern(size, 3)
+        if comm.rank == 0:
+            comm.send(x, 1, tag=2)
+            continue
+        y = np.empty(size, np.uint8)
+        with pytest.raises(xccl.Truncated, match=rf"{size} bytes from rank 0 with tag 2 .* {size - 1} bytes") as caught:
+            comm.recv(y[:-1], 0)
+        assert caught.value.ranks == [0]
+        request = comm.irecv(y[:-1], 0)
+        with pytest.raises(xccl.Truncated):
+            request.wait()
+        assert comm.probe().nbytes == size
+        comm.recv(y, 0)
+        assert y.tobytes() == x.tobytes()
+    return True
+
+
+def test_a_message_that_does_not_fit_stays_for_a_larger_receive(ranks):
+    assert ranks.run(truncated, 2) == [True, True]
+
+
+def timeouts(comm):
+    x, y = pattern(200_000, 9), np.empty(200_000, np.uint8)
+    if comm.rank == 0:
+        with pytest.raises(xccl.Timeout, match="rank 1") as caught:
+            comm.send(x, 1, timeout=0.05)
+        assert caught.value.ranks == [1]
+        assert caught.value.op == "send"
+        comm.barrier()
+        comm.send(x, 1)
+        return True
+    with pytest.raises(xccl.Timeout, match="rank 0"):
+        comm.recv(y, 0, tag=77, timeout=0.05)
+    request = comm.irecv(y, 0, tag=77)
+    assert request.test() is False
+    with pytest.raises(xccl.Timeout):
+        request.wait(timeout=0.05)
+    assert not request.done
+    with pytest.raises(xccl.Timeout):
+        comm.probe(0, timeout=0.01, tag=77)
+    comm.barrier()
+    comm.recv(y, 0)
+    assert y.tobytes() == x.tobytes()
+    assert comm.iprobe() is None
+    return True
+
+
+def test_who_gives_up_has_taken_and_sent_nothing_and_may_try_again(ranks):
+    assert ranks.run(timeouts, 2) == [True, True]
+
+
+def views(comm):
+    for size in SIZES:
+        for in_area in (False, True):
+            x = array_of(comm, size, in_area)
+            x[:] = pattern(size, size)
+            if comm.rank == 0:
+                comm.send(x, 1, tag=4)
+                continue
+            with comm.recv_view(0, tag=4) as v:
+                assert v.tobytes() == x.tobytes()
+                assert not v.flags.writeable
+                assert v.dtype == np.uint8
+    if comm.rank == 0:
+        x = comm.empty((100, 60), "bfloat16")
+        x[...] = 3
+        comm.send(x, 1)
+        request = comm.isend(x, 1)
+        comm.barrier()
+        if comm._native.direct:
+            assert not request.test()  # lent
+        comm.barrier()
+        request.wait()
+        return True
+    with pytest.raises(xccl.InvalidArgument, match="12000 bytes is not an array of this shape"):
+        comm.recv_view(0, dtype="bfloat16", shape=(100, 61))
+    with comm.recv_view(0, dtype="bfloat16", shape=(100, 60)) as v:
+        assert v.dtype == ml_dtypes.bfloat16
+        assert (v.astype(np.float32) == 3).all()
+    view = comm.recv_view(0, dtype="bfloat16")
+    assert (view.src, view.tag, view.nbytes) == (0, 0, 12000)
+    assert float(view.array[5]) == 3
+    comm.barrier()
+    view.release()
+    view.release()
+    comm.barrier()
+    with pytest.raises(xccl.InvalidArgument, match="released"):
+        _ = view.array
+    return True
+
+
+def test_messages_are_borrowed_and_given_back(ranks):
+    assert ranks.run(views, 2) == [True, True]
+
+
+def wrong_arguments(comm):
+    x = np.zeros(4, np.float32)
+    read_only = np.zeros(4)
+    read_only.flags.writeable = False
+    cases = [
+        (lambda: comm.send(x, 2), xccl.InvalidArgument, "dst=2: expected 0 to 1"),
+        (lambda: comm.send(x, -1), xccl.InvalidArgument, "dst=-1"),
+        (lambda: comm.send(x, 1, tag=-1), xccl.InvalidArgument, "tag=-1: expected 0"),
+        (lambda: comm.send(x, 1, tag=2**31), xccl.InvalidArgument, "tag=2147483648"),
+        (lambda: comm.send(x, 1, tag="a"), xccl.InvalidArgument, "tag is a str"),
+        (lambda: comm.send(x, 1.0), xccl.InvalidArgument, "dst is a float"),
+        (lambda: comm.send(x, 1, timeout=0), xccl.InvalidArgument, "timeout=0"),
+        (lambda: comm.send(x, 1, timeout="x"), xccl.InvalidArgument, "timeout='x'"),
+        (lambda: comm.send([1, 2], 1), xccl.InvalidArgument, "array is a list"),
+        (lambda: comm.send(np.zeros((4, 4))[:, 1], 1), xccl.InvalidArgument, "array is not C-contiguous"),
+        (lambda: comm.send(np.array([object()]), 1), xccl.InvalidArgument, "Python objects"),
+        (lambda: comm.recv(read_only, 0), xccl.InvalidArgument, "array is read-only"),
+        (lambda: comm.recv(x, 5), xccl.InvalidArgument, "src=5: expected 0 to 1, or ANY_SOURCE"),
+        (lambda: comm.irecv(x, 0, tag=-2), xccl.InvalidArgument, "tag=-2"),
+        (lambda: comm.sendrecv(x, 0, x), xccl.InvalidArgument, "share memory"),
+        (lambda: comm.send(x), TypeError, "misses the argument dst"),
+        (lambda: comm.send(x, 1, 0, 1.0, 5), TypeError, "too many"),
+        (lambda: comm.send(x, 1, colour=3), TypeError, "unexpected argument colour"),
+        (lambda: comm.send(x, 1, dst=1), TypeError, "two values for dst"),
+    ]
+    for call, kind, text in cases:
+        with pytest.raises(kind) as caught:
+            call()
+        assert text in str(caught.value), str(caught.value)
+    comm.barrier()
+    return comm.iprobe() is None  # nothing was sent
+
+
+def test_wrong_arguments_are_named_and_nothing_is_sent(either_provider):
+    assert either_provider.run(wrong_arguments, 2) == [True, True]
+
+
+def in_order_from_anywhere(comm):
+    if comm.rank:
+        for i in range(300):
+            comm.send(np.full(1 + 700 * (i % 3), i, np.int32), 0, tag=i % 5)
+        return True
+    following = [0] * comm.size
+    y = np.empty(2000, np.int32)
+    for _ in range(300 * (comm.size - 1)):
+        there = comm.probe()
+        status = comm.recv(y, xccl.ANY_SOURCE, xccl.ANY_TAG)
+        assert status == there
+        assert y[0] == following[status.src]
+        assert status.tag == following[status.src] % 5
+        following[status.src] += 1
+    return following[1:] == [300] * (comm.size - 1)
+
+
+def test_messages_of_a_rank_come_in_order_also_through_wildcards(ranks):
+    assert ranks.run(in_order_from_anywhere, 3) == [True] * 3
+
+
+def progress_in_other_calls(comm):
+    x, y = pattern(5_000_000, 1), np.empty(5_000_000, np.uint8)
+    sub = comm.split(0)
+    if comm.rank == 0:
+        request = comm.isend(x, 1)
+        comm.barrier()  # rank 1 comes only when it has the message
+        sub.barrier()
+        request.wait()
+    else:
+        comm.recv(y, 0)
+        comm.barrier()
+        request = comm.isend(x, 0)
+        sub.barrier()
+    if comm.rank == 0:
+        request = comm.irecv(y, 1)
+    request.wait()
+    sub.close()
+    return y.tobytes() == x.tobytes()
+
+
+def test_messages_go_on_inside_other_calls_also_of_other_communicators(ranks):
+    assert ranks.run(progress_in_other_calls, 2) == [True, True]
+
+
+def lost_peer(comm):
+    if comm.rank == 1:
+        comm.barrier()
+        time.sleep(60)
+    comm.barrier()
+    requests = [comm.isend(pattern(100_000, 1), 1), comm.irecv(np.empty(3), 1)]
+    ended = []
+    for call in (lambda: comm.recv(np.empty(3), 1, timeout=20), requests[0].wait, requests[1].wait, comm.barrier):
+        try:
+            call()
+        except xccl.PeerLost as error:
+            ended.append(error.ranks)
+    return ended
+
+
+def test_a_receive_from_a_rank_that_is_killed_ends_and_names_it(processes):
+    def kill(running):
+        time.sleep(0.5)
+        os.kill(running.pids[1], signal.SIGKILL)
+
+    outcomes = processes.outcomes(lost_peer, 2, meanwhile=kill)
+    assert outcomes[0].value == [[1]] * 4, outcomes[0]
+
+
+def closing(comm):
+    if comm.rank == 0:
+        comm.send(np.arange(1000), 1)  # buffered
+        comm.close()
+        return True
+    time.sleep(0.2)
+    y = np.empty(1000, np.int64)
+    comm.recv(y, 0)
+    assert (y == np.arange(1000)).all()
+    request = comm.irecv(y, 0)
+    with pytest.raises(xccl.Closed) as caught:
+        comm.recv(y, 0)
+    assert caught.value.ranks == [0]
+    comm.close()
+    with pytest.raises(xccl.Closed):
+        request.wait()
+    with pytest.raises(xccl.Closed):
+        comm.send(y, 0)
+    return True
+
+
+def test_a_rank_that_closes_leaves_its_messages_and_is_named(ranks):
+    assert ranks.run(closing, 2) == [True, True]
+
+
+def interrupted(comm):
+    from _thread import interrupt_main
+
+    y = np.empty(3)
+    threading.Timer(0.3, interrupt_main).start()
+    with pytest.raises(KeyboardInterrupt):
+        comm.recv(y, 0, timeout=30)
+    comm.send(np.ones(3), 0)
+    comm.recv(y, 0)  # nothing is broken
+    return y.tolist()
+
+
+def test_ctrl_c_ends_a_receive_and_breaks_nothing(processes):
+    assert processes.run(interrupted, 1) == [[1.0, 1.0, 1.0]]
+
+
+def groups(comm):
+    sub = comm.split(comm.rank % 2, key=-comm.rank)
+    none = comm.split(-1 if comm.rank == 0 else 5)
+    members = sub.all_gather(np.array([comm.rank])).ravel().tolist()
+    left = (sub.rank - 1) % sub.size
+    y = np.empty(1, np.int64)
+    sub.sendrecv(np.array([comm.rank]), (sub.rank + 1) % sub.size, y, src=left)
+    ep = xccl.ExpertParallel(sub, 4, 8, 4, 2, dtype="float32")
+    x = np.full((2, 8), comm.rank, np.float32)
+    d = ep.dispatch(x, np.array([[0, 1], [2, 3]]), np.full((2, 2), 0.5, np.float32))
+    out = ep.combine(d.x, d)
+    d.release()
+    ep.close()
+    sub.close()
+    return members, int(y[0]), none is None, bool((out == x).all())
+
+
+def test_sub_groups_have_ranks_by_key_and_work_by_themselves(ranks):
+    results = ranks.run(groups, 5)
+    for rank, (members, left, alone, same) in enumerate(results):
+        expected = [4, 2, 0] if rank % 2 == 0 else [3, 1]
+        assert members == expected
+        assert left == expected[(expected.index(rank) - 1) % len(expected)]
+        assert alone == (rank == 0)
+        assert same
+
+
+def many_splits(comm):
+    before = None
+    for i in range(60):
+        sub = comm.split(comm.rank // 2)
+        sub.barrier()
+        sub.send(np.arange(500), sub.rank)
+        sub.recv(np.empty(500, np.int64))
+        sub.close()
+        comm.barrier()
+        if i == 10:
+            before = comm.committed_bytes
+    return comm.committed_bytes - before
+
+
+def test_sub_groups_give_back_what_they_took(ranks):
+    assert max(ranks.run(many_splits, 3)) <= 1 << 20
