@@ -19,7 +19,7 @@ EVERY_PYTHON = [*PACKAGE, *sorted((ROOT / "tests").rglob("*.py")), *sorted((ROOT
 DOCUMENTS = sorted(path for path in ROOT.rglob("*.md") if not {".venv", "build"} & set(path.parts))
 
 # Lower may not include higher. capi and p2p are to come.
-LAYERS = ["base", "memory", "sync", "group", "p2p", "collective", "moe", "capi", "python"]
+LAYERS = ["base", "kernels", "memory", "sync", "group", "p2p", "collective", "moe", "capi", "python"]
 
 
 def name(path: Path) -> str:

@@ -42,6 +42,9 @@ inline void check(const EpShape& shape, int ranks) {
   require("max_tokens", shape.max_tokens, 1, 1 << 24);
   require("topk", shape.topk, 1, 1024);
   require("results", shape.results, 1, 1024);
+  if (!is_row_type(shape.dtype))
+    fail(Status::InvalidArgument, "dtype ", element_type_name(shape.dtype),
+         ": expected float32, float16 or bfloat16");
   const int64_t worst = shape.max_tokens * shape.topk * ranks;
   if (worst > INT32_MAX)
     fail(Status::InvalidArgument, "max_tokens * topk * ranks is ", worst, ", more rows than ", INT32_MAX,

@@ -73,7 +73,7 @@ void ExpertParallel::meet() {
         differ.push_back(member), theirs = cards[static_cast<size_t>(member)].*field;
     if (differ.empty()) continue;
     const auto show = [&](int64_t value) {
-      return field == &Card::dtype ? std::string(row_type_name(static_cast<RowType>(value)))
+      return field == &Card::dtype ? std::string(element_type_name(static_cast<RowType>(value)))
                                    : std::to_string(value);
     };
     throw Error(Status::Mismatch,

@@ -12,8 +12,8 @@
 #include <vector>
 
 #include "group/communicator.hpp"
+#include "kernels/kernels.hpp"
 #include "moe/ep_memory.hpp"
-#include "moe/kernels/weighted_sum.hpp"
 #include "moe/routing.hpp"
 
 namespace xccl {
