@@ -4,8 +4,6 @@
 #include <cstring>
 #include <numeric>
 
-#include "group/scratch.hpp"
-
 namespace xccl {
 
 struct Communicator::Card {
@@ -49,10 +47,7 @@ void Communicator::prepare(const std::vector<int>& members) {
   members_ = members;
   board_offset_ = world_->allocate_lines(Board::bytes(static_cast<int>(members.size())));
   barrier_offset_ = world_->allocate_lines(most_barrier_rounds * cache_line);
-  scratch_ = world_->provider().allocate(scratch_bytes);
-  for (uint64_t turn = 0; turn < 2; ++turn)
-    scratch_slots_[turn] =
-        HighWater(world_->provider(), scratch_, turn * scratch_slot_bytes, scratch_slot_bytes);
+  scratch_ = Scratch(world_->provider(), static_cast<int>(members.size()));
 }
 
 uint64_t Communicator::control_bytes(int ranks) {
@@ -60,7 +55,9 @@ uint64_t Communicator::control_bytes(int ranks) {
          most_barrier_rounds * cache_line;
 }
 
-Communicator::Card Communicator::card() const { return {board_offset_, barrier_offset_, scratch_.key}; }
+Communicator::Card Communicator::card() const {
+  return {board_offset_, barrier_offset_, scratch_.region().key};
+}
 
 void Communicator::connect(const std::vector<Card>& cards) {
   group_.provider = &world_->provider();

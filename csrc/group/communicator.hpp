@@ -15,8 +15,9 @@
 
 #include "base/clock.hpp"
 #include "base/error.hpp"
+#include "group/scratch.hpp"
 #include "group/world.hpp"
-#include "memory/high_water.hpp"
+#include "kernels/kernels.hpp"
 #include "sync/board.hpp"
 
 namespace xccl {
@@ -62,10 +63,15 @@ class Communicator : public Vigil {
   // Of the communicator's own collectives: the board, dissemination words and scratch (collective/).
   Board& board() { return *board_; }
   uint64_t barrier_word(int member, int round) const;
-  HighWater& scratch(uint64_t seq) { return scratch_slots_[seq % 2]; }
+  Scratch& scratch() { return scratch_; }
   const RemoteRegion& peer_scratch(int member);
   uint64_t& collective_seq() { return collective_seq_; }
   uint64_t& barrier_seq() { return barrier_seq_; }
+  // What XCCL_KERNELS chooses, looked up once. InvalidArgument when it cannot run here.
+  const Kernels& kernels() {
+    if (!kernels_) kernels_ = &select_kernels(world_->config().kernels);
+    return *kernels_;
+  }
 
   // Holds the communicator for one thread: InvalidArgument when another one is inside a call.
   class Hold {
@@ -194,8 +200,8 @@ class Communicator : public Vigil {
   std::vector<int> members_;  // rank in the job of each member
   Neighbourhood group_;
   uint64_t board_offset_ = 0, barrier_offset_ = 0;
-  Region scratch_;
-  HighWater scratch_slots_[2];
+  Scratch scratch_;
+  const Kernels* kernels_ = nullptr;
   std::vector<uint64_t> barrier_offsets_;
   std::vector<RegionKey> scratch_keys_;
   std::vector<std::optional<RemoteRegion>> peer_scratch_;  // attached on first use

@@ -19,7 +19,7 @@ std::vector<PlanLine> plan(const EpShape& shape, int ranks, int rank, const Plan
   const uint64_t lines = Communicator::control_bytes(ranks) + Board::bytes(ranks);
   return {
       {"control segment: header, flags, records", pages(lines), control_segment_bytes, "fewer ranks"},
-      {"scratch of small collectives", turns * scratch_slot_bytes, scratch_bytes, ""},
+      {"scratch of collectives, if they are small", scratch_small_bytes, scratch_bytes, ""},
       {"tokens to dispatch (input_buffer or staging), 2 slots", turns * pages(token_rows),
        2 * turns * pages(layout.input[0].bytes), "max_tokens, hidden, dtype"},
       {"route lists, 2 slots", turns * pages(route), turns * pages(layout.route[0].bytes),
