@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from xccl import _core
+from xccl.arguments import deadline, whole
 from xccl.array import Array, as_array, as_dtype
-from xccl.communicator import Communicator, deadline, whole
+from xccl.communicator import Communicator
 from xccl.errors import InvalidArgument
 
 Routing = _core.Routing

@@ -1,11 +1,15 @@
 #include "collective/all_gather.hpp"
 
+#include "collective/arguments.hpp"
+
 namespace xccl {
 
 void all_gather(Communicator& comm, const void* mine, void* all, uint64_t bytes, double timeout,
                 const char* on_behalf_of) {
   const auto* from = static_cast<const std::byte*>(mine);
   auto* to = static_cast<std::byte*>(all);
+  require_apart(from, bytes, to, checked_bytes("shares", static_cast<uint64_t>(comm.size()), bytes), from,
+                to + static_cast<uint64_t>(comm.rank()) * bytes);
   const Pieces pieces = Pieces::of(bytes, scratch_round_bytes);
   // Every round is a call of its own on the board, so the rounds count, not the calls.
   uint64_t calls = comm.collective_seq();
@@ -29,7 +33,7 @@ void all_gather(Communicator& comm, const void* mine, void* all, uint64_t bytes,
 void all_gather_v(Communicator& comm, const void* rows, uint64_t count, uint64_t row_bytes, const Room& room,
                   uint64_t* counts, double timeout) {
   const auto* from = static_cast<const std::byte*>(rows);
-  const Pieces pieces = Pieces::of(bytes_of_rows(count, row_bytes), scratch_round_bytes);
+  const Pieces pieces = Pieces::of(checked_bytes("rows", count, row_bytes), scratch_round_bytes);
   VariableRows received(comm, row_bytes, room, counts);
   uint64_t calls = comm.collective_seq();
   comm.operate("all_gather_v", calls, timeout, [&](Operation& op) {

@@ -2,6 +2,7 @@
 
 #include <utility>
 
+#include "collective/arguments.hpp"
 #include "collective/reduction.hpp"
 
 namespace xccl {
@@ -63,6 +64,8 @@ void reduce_shares(Communicator& comm, Exchange& exchange, Reduction& reduction,
 void all_reduce(Communicator& comm, const void* mine, void* out, uint64_t count, ElementType type,
                 ReduceOp op, double timeout) {
   const uint64_t bytes = bytes_of_elements(count, type);
+  require_reduce_op(op);
+  require_apart(mine, bytes, out, bytes, mine, out);
   const auto* from = static_cast<const std::byte*>(mine);
   auto* to = static_cast<std::byte*>(out);
   uint64_t calls = comm.collective_seq();

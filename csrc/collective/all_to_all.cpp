@@ -1,5 +1,6 @@
 #include "collective/all_to_all.hpp"
 
+#include "collective/arguments.hpp"
 #include "collective/per_member.hpp"
 
 namespace xccl {
@@ -7,6 +8,8 @@ namespace xccl {
 void all_to_all(Communicator& comm, const void* mine, void* all, uint64_t bytes_each, double timeout) {
   const auto* from = static_cast<const std::byte*>(mine);
   auto* to = static_cast<std::byte*>(all);
+  const uint64_t bytes = checked_bytes("pieces", static_cast<uint64_t>(comm.size()), bytes_each);
+  require_apart(from, bytes, to, bytes);
   const auto own = static_cast<uint64_t>(comm.rank()) * bytes_each;
   const Pieces pieces = Pieces::of(bytes_each, Exchange::most_each(comm));
   // Every round is a call of its own on the board, so the rounds count, not the calls.
@@ -34,7 +37,7 @@ void all_to_all_v(Communicator& comm, const void* rows, const uint64_t* send_cou
   PerMember<uint64_t> first(comm.size());  // byte of `rows` where a member's begin
   uint64_t begun = 0, sent = 0;            // the latter: to others
   for (int member = 0; member < comm.size(); ++member) {
-    const uint64_t bytes = bytes_of_rows(send_counts[member], row_bytes);
+    const uint64_t bytes = checked_bytes("rows", send_counts[member], row_bytes);
     first[member] = begun;
     begun += bytes;
     if (member != comm.rank()) sent += bytes;

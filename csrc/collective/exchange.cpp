@@ -81,24 +81,24 @@ const char* name_of(Collective collective) {
   return "something unknown";
 }
 
-// The argument that Exchange calls `size`.
+// What Exchange calls `size`, after a number.
 const char* size_name(Collective collective) {
   switch (collective) {
     case Collective::all_gather:
     case Collective::broadcast:
-      return "bytes";
+      return " bytes";
     case Collective::all_to_all:
-      return "bytes for each rank";
+      return " bytes for each rank";
     case Collective::all_gather_v:
     case Collective::all_to_all_v:
-      return "bytes per row";
+      return " bytes per row";
     case Collective::reduce_scatter:
-      return "elements for each rank";
+      return " elements for each rank";
     case Collective::reduce_scatter_v:
     case Collective::all_reduce:
-      return "elements";
+      return " elements";
   }
-  return "size";
+  return " size";
 }
 
 }  // namespace
@@ -106,18 +106,19 @@ const char* size_name(Collective collective) {
 std::string Exchange::difference(int member) {
   const Payload theirs = posted(member);
   const auto differs = [&](const char* what, const auto& mine, const auto& other) {
-    return text(what, "rank ", comm_.rank(), " has ", mine, ", rank ", member, " has ", other);
+    return text(what, ": rank ", comm_.rank(), " has ", mine, ", rank ", member, " has ", other);
   };
   const ExchangeCall a = ExchangeCall::unpacked(call_), b = ExchangeCall::unpacked(theirs[call]);
   if (a.collective != b.collective)
     return text("rank ", comm_.rank(), " calls ", name_of(a.collective), ", rank ", member, " calls ",
                 name_of(b.collective), "; all ranks must make the same calls in the same order");
-  if (a.type != b.type) return differs("dtype: ", element_type_name(a.type), element_type_name(b.type));
-  if (a.op != b.op) return differs("op: ", reduce_op_name(a.op), reduce_op_name(b.op));
-  if (a.root != b.root) return differs("root: ", a.root, b.root);
+  if (a.type != b.type) return differs("dtype", element_type_name(a.type), element_type_name(b.type));
+  if (a.op != b.op) return differs("op", reduce_op_name(a.op), reduce_op_name(b.op));
+  if (a.root != b.root) return differs("root", a.root, b.root);
   if (counts_) return counts_difference(member);
-  const std::string unit = text(" ", size_name(a.collective));
-  return differs("", text(size_, unit), text(theirs[size], unit));
+  const char* unit = size_name(a.collective);
+  return text("rank ", comm_.rank(), " gives ", size_, unit, ", rank ", member, " gives ", theirs[size],
+              unit);
 }
 
 // Only their hash is in the record. Who disagrees uses its scratch memory no more, so the list is still there.

@@ -2,6 +2,7 @@
 
 #include <utility>
 
+#include "collective/arguments.hpp"
 #include "collective/reduction.hpp"
 
 namespace xccl {
@@ -19,6 +20,9 @@ uint64_t hash_of(const uint64_t* counts, int size) {
 void reduce_scatter(Communicator& comm, const void* mine, void* out, uint64_t count_each, ElementType type,
                     ReduceOp op, double timeout) {
   const uint64_t bytes = bytes_of_elements(count_each, type);
+  require_reduce_op(op);
+  require_apart(mine, checked_bytes("blocks", static_cast<uint64_t>(comm.size()), bytes), out, bytes,
+                static_cast<const std::byte*>(mine) + static_cast<uint64_t>(comm.rank()) * bytes, out);
   const uint64_t rounds = Pieces::of(bytes, Exchange::most_each(comm)).rounds();
   uint64_t calls = comm.collective_seq();
   comm.operate("reduce_scatter", calls, timeout, [&](Operation& operation) {
@@ -38,6 +42,9 @@ void reduce_scatter_v(Communicator& comm, const void* mine, void* out, const uin
     first[member] = total;
     total += bytes_of_elements(counts[member], type);
   }
+  require_reduce_op(op);
+  require_apart(mine, total, out, counts[comm.rank()] * element_bytes(type),
+                static_cast<const std::byte*>(mine) + first[comm.rank()], out);
   const uint64_t rounds = Pieces::of(total, Exchange::most_together(comm)).rounds();
   uint64_t calls = comm.collective_seq();
   comm.operate("reduce_scatter_v", calls, timeout, [&](Operation& operation) {

@@ -2,8 +2,6 @@
 
 #include <optional>
 
-#include "collective/variable.hpp"
-
 namespace xccl {
 
 void Reduction::receive(Exchange& exchange, const std::byte* own, std::byte* out, uint64_t bytes) {
@@ -23,10 +21,6 @@ void Reduction::receive(Exchange& exchange, const std::byte* own, std::byte* out
   std::optional<FloatEnvironment> environment;
   if (op_ == ReduceOp::sum && type_ != ElementType::int64) environment.emplace();
   kernel_(out, rows_.data(), comm_.size(), bytes / element_bytes(type_));
-}
-
-uint64_t bytes_of_elements(uint64_t count, ElementType type) {
-  return bytes_of_rows(count, element_bytes(type));
 }
 
 }  // namespace xccl

@@ -47,7 +47,4 @@ void reduce_blocks(Communicator& comm, Exchange& exchange, Reduction& reduction,
   }
 }
 
-// The elements' bytes. InvalidArgument if no memory can be that large.
-uint64_t bytes_of_elements(uint64_t count, ElementType type);
-
 }  // namespace xccl

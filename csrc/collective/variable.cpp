@@ -1,43 +1,35 @@
 #include "collective/variable.hpp"
 
+#include "collective/arguments.hpp"
+
 namespace xccl {
-namespace {
-constexpr uint64_t beyond_memory = uint64_t{1} << 48;
-}
 
 Room room_in(void* out, uint64_t capacity) {
-  return [=](uint64_t bytes) -> void* {
-    if (bytes > capacity)
-      fail(Status::Truncated, "out has room for ", capacity, " bytes, but ", bytes, " have come");
+  return [=](uint64_t rows) -> void* {
+    if (rows > capacity)
+      fail(Status::Truncated, "out has room for ", capacity, " rows, but ", rows, " have come");
     return out;
   };
 }
 
-uint64_t bytes_of_rows(uint64_t count, uint64_t row_bytes) {
-  uint64_t bytes;
-  if (__builtin_mul_overflow(count, row_bytes, &bytes) || bytes > beyond_memory)
-    fail(Status::InvalidArgument, count, " rows of ", row_bytes, " bytes are more than any memory");
-  return bytes;
-}
-
 void VariableRows::learn(Operation& op, const Exchange& exchange, uint64_t own_rows, uint64_t own_rounds) {
-  uint64_t bytes = 0;
+  uint64_t all = 0;
   rounds_ = own_rounds;
   for (int member = 0; member < comm_.size(); ++member) {
     const bool own = member == comm_.rank();
     const uint64_t rows = own ? own_rows : exchange.rows(member),
                    rounds = own ? own_rounds : exchange.rounds(member);
     uint64_t given;
-    if (__builtin_mul_overflow(rows, row_bytes_, &given) || given > beyond_memory || rounds == 0 ||
-        rounds > beyond_memory / scratch_round_bytes)
+    if (__builtin_mul_overflow(rows, row_bytes_, &given) || rows > beyond_memory || given > beyond_memory ||
+        rounds == 0 || rounds > beyond_memory / scratch_round_bytes)
       fail(Status::Failure, "rank ", member, " announces ", rows, " rows of ", row_bytes_, " bytes in ",
            rounds, " rounds: its record is damaged");
     counts_[member] = rows;
-    bytes += given;
+    all += rows;
     rounds_ = std::max(rounds_, rounds);
   }
   try {
-    to_ = static_cast<std::byte*>(room_(bytes));
+    to_ = static_cast<std::byte*>(room_(all));
   } catch (Error& error) {
     error.during(op.name, op.seq, "making room");
     refused_ = std::current_exception();

@@ -10,15 +10,13 @@
 
 namespace xccl {
 
-// Asked once in a call, when the counts of all ranks are known and written: returns room for that many bytes. What it
-// throws is raised when the call has served the other ranks; the communicator stays usable.
-using Room = std::function<void*(uint64_t bytes)>;
+// Asked once in a call, when the counts of all ranks are known and written: returns room for that many rows in all, apart
+// from those that are given. What it throws is raised when the call has served the other ranks; the communicator stays
+// usable.
+using Room = std::function<void*(uint64_t rows)>;
 
-// Room in memory that the caller has already: Truncated, naming both sizes, unless it suffices.
+// Room in memory that the caller has already, for `capacity` rows: Truncated, naming both, unless it suffices.
 Room room_in(void* out, uint64_t capacity);
-
-// count * row_bytes. InvalidArgument if no memory can be that large.
-uint64_t bytes_of_rows(uint64_t count, uint64_t row_bytes);
 
 // The receiving side of a call, over its rounds.
 class VariableRows {

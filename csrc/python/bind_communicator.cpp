@@ -1,5 +1,4 @@
-// The communicator as Python's Communicator (xccl/communicator.py) uses it.
-#include "collective/all_gather.hpp"
+// The communicator as Python's Communicator (xccl/communicator.py) uses it; its collectives are in bind_collective.cpp.
 #include "collective/barrier.hpp"
 #include "group/communicator.hpp"
 #include "python/support.hpp"
@@ -45,15 +44,6 @@ py::array empty(Communicator& comm, std::vector<py::ssize_t> shape, const py::dt
   return array_over(block->memory, dtype, std::move(shape), block);
 }
 
-// a: any C-contiguous array; out: (size,) + a.shape, same dtype.
-void gather(Communicator& comm, const py::array& a, py::array& out, double timeout) {
-  const void* from = a.data();
-  void* to = out.mutable_data();
-  const auto bytes = static_cast<uint64_t>(a.nbytes());
-  const Blocking blocking;
-  all_gather(comm, from, to, bytes, timeout);
-}
-
 }  // namespace
 
 void bind_communicator(py::module_& m) {
@@ -78,7 +68,6 @@ void bind_communicator(py::module_& m) {
             barrier(comm, timeout);
           },
           py::arg("timeout"))
-      .def("all_gather", &gather, py::arg("a"), py::arg("out"), py::arg("timeout"))
       .def("abort", &Communicator::abort, py::arg("reason"))
       .def("close", [](Communicator& comm) {
         const Blocking blocking;
