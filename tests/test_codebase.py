@@ -19,7 +19,7 @@ EVERY_PYTHON = [*PACKAGE, *sorted((ROOT / "tests").rglob("*.py")), *sorted((ROOT
 DOCUMENTS = sorted(path for path in ROOT.rglob("*.md") if not {".venv", "build"} & set(path.parts))
 
 # Lower may not include higher. capi and p2p are to come.
-LAYERS = ["base", "memory", "sync", "group", "p2p", "collective", "moe", "capi", "python"]
+LAYERS = ["base", "kernels", "memory", "sync", "group", "p2p", "collective", "moe", "capi", "python"]
 
 
 def name(path: Path) -> str:
@@ -112,7 +112,12 @@ def test_nothing_is_volatile(path):
 
 
 def test_nothing_is_built_for_this_machine_only():
-    for path in [*ROOT.rglob("CMakeLists.txt"), ROOT / "CMakePresets.json", ROOT / "Makefile", ROOT / "pyproject.toml"]:
+    for path in [
+        *ROOT.rglob("CMakeLists.txt"),
+        ROOT / "CMakePresets.json",
+        ROOT / "Makefile",
+        ROOT / "pyproject.toml",
+    ]:
         if not {".venv", "build"} & set(path.parts):
             assert "-march=native" not in path.read_text(), path
 

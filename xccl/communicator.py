@@ -1,15 +1,13 @@
-"""`xccl.init` and `Communicator`: joining a job, the application area, and the collectives there are so far.
+"""`xccl.init` and `Communicator`: joining a job, the application area, the life of a communicator.
 
-Not here: who this process is (launch/environment.py), dispatch and combine (expert_parallel.py); and send, recv and
-their kin, which are methods of the native base class (csrc/python/hot.cpp).
+Not here: its collectives (collectives.py); send, recv and their kin, methods of the native base class
+(csrc/python/hot.cpp); who this process is (launch/environment.py), dispatch and combine (expert_parallel.py).
 """
 
 from __future__ import annotations
 
 import atexit
 import itertools
-import math
-import operator
 import os
 import sys
 import uuid
@@ -19,10 +17,11 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
-import numpy as np
 
 from xccl import _core
-from xccl.array import Array, as_array, as_dtype
+from xccl.arguments import deadline, dimensions, positive_seconds, refuse_objects, whole
+from xccl.array import Array, as_dtype
+from xccl.collectives import Collectives
 from xccl.errors import InvalidArgument
 from xccl.launch.environment import LaunchInfo, check_single_host, detect
 
@@ -55,6 +54,8 @@ def init(
         Timeout: `ranks` did not arrive. PeerLost: one died meanwhile. Mismatch: ranks disagree about the size.
         OutOfMemory: not even the control segment can be had.
     """
+    if not (provider is None or isinstance(provider, str)):
+        raise InvalidArgument(f"provider={provider!r}: expected the name of a provider")
     _warn_of_unknown_settings()
     info = _identity(rank, size, job)
     native = _core.Communicator.init(
@@ -62,8 +63,10 @@ def init(
         rank=info.rank,
         size=info.size,
         provider=provider,
-        timeout=None if timeout is None else _seconds("timeout", timeout),
-        startup_timeout=None if startup_timeout is None else _seconds("startup_timeout", startup_timeout),
+        timeout=None if timeout is None else positive_seconds("timeout", timeout),
+        startup_timeout=None
+        if startup_timeout is None
+        else positive_seconds("startup_timeout", startup_timeout),
     )
     return Communicator(native)
 
@@ -71,6 +74,8 @@ def init(
 def _identity(rank: int | None, size: int | None, job: str | None) -> LaunchInfo:
     if not (job is None or isinstance(job, str)):
         raise InvalidArgument(f"job={job!r}: expected a text")
+    if job is not None and not job.isprintable():
+        raise InvalidArgument(f"job={job!r}: expected printable characters")
     if (rank is None) != (size is None):
         raise InvalidArgument("rank= and size= belong together: give both, or neither under a launcher")
     if rank is not None and size is not None:
@@ -102,38 +107,7 @@ def _warn_of_unknown_settings() -> None:
         )
 
 
-def _seconds(name: str, value: float) -> float:
-    if not (isinstance(value, (int, float)) and math.isfinite(value) and value > 0):
-        raise InvalidArgument(
-            f"{name}={value!r}: expected a positive number of seconds; every wait is bounded"
-        )
-    return float(value)
-
-
-def whole(name: str, value: Any, lowest: int = -(2**31), highest: int = 2**31 - 1) -> int:
-    """`value` as an int. InvalidArgument, naming the argument, if it is none or out of range."""
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise InvalidArgument(f"{name}={value!r}: expected a whole number") from None
-    if not lowest <= number <= highest:
-        raise InvalidArgument(f"{name}={number}: expected {lowest} to {highest}")
-    return number
-
-
-def deadline(timeout: float | None) -> float:
-    """A call's `timeout=` as the core takes it: -1 stands for the communicator's default."""
-    return -1.0 if timeout is None else _seconds("timeout", timeout)
-
-
-def _refuse_objects(name: str, dtype: np.dtype[Any]) -> None:
-    if dtype.hasobject:
-        raise InvalidArgument(
-            f"{name}: dtype {dtype} holds Python objects, which mean nothing to other ranks"
-        )
-
-
-class Communicator(_core.Messages):
+class Communicator(_core.Messages, Collectives):
     """A group of ranks that can reach each other's memory. Made by `xccl.init`.
 
     One thread at a time may use it; different communicators may be used by different threads at the same time.
@@ -188,43 +162,13 @@ class Communicator(_core.Messages):
 
         Raises OutOfMemory, naming the limit, when the memory cannot be had, rather than being killed later.
         """
-        dims = [int(shape)] if isinstance(shape, (int, np.integer)) else [int(dim) for dim in shape]
         found = as_dtype(dtype)
-        _refuse_objects("dtype", found)
-        return self._native.empty(dims, found).view(Array)
+        refuse_objects("dtype", found)
+        return self._native.empty(dimensions("shape", shape), found).view(Array)
 
     def barrier(self, timeout: float | None = None) -> None:
         """Returns when all ranks have called it. A dissemination barrier: ceil(log2(size)) signals per rank."""
         self._native.barrier(deadline(timeout))
-
-    def all_gather(
-        self, a: Any, out: np.ndarray[Any, Any] | None = None, timeout: float | None = None
-    ) -> np.ndarray[Any, Any]:
-        """Every rank's `a`, stacked: an array of shape (size, *a.shape), the same on all ranks.
-
-        `a` has the same number of bytes on every rank: Mismatch otherwise, naming the ranks that differ. `out`, of
-        that shape and the same dtype, avoids an allocation. Meant for small arrays: each rank pulls from each other.
-        """
-        given = as_array("a", a)
-        _refuse_objects("a", given.dtype)
-        mine = np.ascontiguousarray(given).reshape(given.shape)
-        shape = (self.size, *mine.shape)
-        if out is None:
-            out = np.empty(shape, mine.dtype).view(Array)
-        elif not isinstance(out, np.ndarray):
-            raise InvalidArgument(f"out is a {type(out).__name__}: expected a numpy array")
-        elif (
-            out.shape != shape
-            or out.dtype != mine.dtype
-            or not out.flags.c_contiguous
-            or not out.flags.writeable
-        ):
-            raise InvalidArgument(
-                f"out has shape {out.shape} and dtype {out.dtype}: expected a writable C-contiguous array of shape "
-                f"{shape} and dtype {mine.dtype}"
-            )
-        self._native.all_gather(mine, out, deadline(timeout))
-        return out
 
     def split(self, color: int, key: int = 0, timeout: float | None = None) -> Communicator | None:
         """A communicator of the ranks that give the same `color`, in the order of (key, rank), as MPI_Comm_split.

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from xccl import _core
+from xccl.arguments import deadline, whole
 from xccl.array import Array, as_array, as_dtype
-from xccl.communicator import Communicator, deadline, whole
+from xccl.communicator import Communicator
 from xccl.errors import InvalidArgument
 
 Routing = _core.Routing
@@ -66,6 +67,8 @@ class ExpertParallel:
         layout: str = "expert",
         results: int = 2,
     ) -> None:
+        if not isinstance(comm, Communicator):
+            raise InvalidArgument(f"comm is a {type(comm).__name__}: expected an xccl.Communicator")
         self._dtype = _row_dtype(dtype)
         _refuse_planned(self._dtype, dispatch_quant, combine_quant, combine_dtype, layout)
         self.num_experts = whole("num_experts", num_experts)
@@ -138,7 +141,7 @@ class ExpertParallel:
             )
         native = self._native.dispatch(
             rows,
-            None if topk_idx is None else as_array("topk_idx", topk_idx),
+            None if topk_idx is None else _expert_ids(topk_idx),
             None if topk_weights is None else as_array("topk_weights", topk_weights),
             routing,
             deadline(timeout),
@@ -238,7 +241,7 @@ class ExpertParallel:
         )
         tokens = max_tokens if tokens is None else whole("tokens", tokens, 0, max_tokens)
         if rows is not None:
-            rows = whole("rows", rows, 0)
+            rows = whole("rows", rows, 0, size * max_tokens * topk)
         else:
             local = num_experts // size + (rank < num_experts % size)
             rows = math.ceil(size * tokens * topk * local / num_experts)
@@ -303,6 +306,7 @@ class Dispatched:
 
     def rows_of(self, i: int) -> slice:
         """The rows of the i-th local expert, as a slice of d.x."""
+        i = whole("i", i, 0, len(self.counts) - 1)
         return slice(self._starts[i], self._starts[i + 1])
 
     def expert(self, i: int) -> Array:
@@ -379,9 +383,16 @@ def _size(count: float) -> str:
 
 def _row_dtype(dtype: Any) -> np.dtype[Any]:
     found = as_dtype(dtype)
-    if found.name not in ("float32", "float16", "bfloat16"):
-        raise InvalidArgument(f"dtype={dtype!r}: expected float32, float16 or bfloat16")
+    if found.name not in ("float32", "float16", "bfloat16") or not found.isnative:
+        raise InvalidArgument(f"dtype={dtype!r}: expected float32, float16 or bfloat16, in this machine's byte order")
     return found
+
+
+def _expert_ids(topk_idx: Any) -> np.ndarray[Any, Any]:
+    ids = as_array("topk_idx", topk_idx)
+    if ids.dtype not in (np.int32, np.int64):
+        raise InvalidArgument(f"topk_idx has dtype {ids.dtype}: expected int32 or int64")
+    return ids
 
 
 def _refuse_planned(

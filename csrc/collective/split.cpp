@@ -31,7 +31,7 @@ std::shared_ptr<Communicator> split(const std::shared_ptr<Communicator>& parent,
   const auto size = static_cast<size_t>(parent->size());
   const Wish wish{color, key};
   std::vector<Wish> wishes(size);
-  all_gather(*parent, &wish, wishes.data(), sizeof wish, timeout, "split");
+  all_gather(*parent, &wish, wishes.data(), sizeof wish, timeout, Collective::split);
 
   // Others count on this rank from here on: an error must reach them.
   try {
@@ -49,7 +49,7 @@ std::shared_ptr<Communicator> split(const std::shared_ptr<Communicator>& parent,
     };
     const Announced mine{card, parent->oldest_open()};
     std::vector<Announced> all(size);
-    all_gather(*parent, &mine, all.data(), sizeof mine, timeout, "split");
+    all_gather(*parent, &mine, all.data(), sizeof mine, timeout, Collective::split);
     uint64_t oldest_open = UINT64_MAX;
     for (const Announced& one : all) oldest_open = std::min(oldest_open, one.oldest_open);
     parent->free_retired(oldest_open);

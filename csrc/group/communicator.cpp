@@ -5,7 +5,6 @@
 #include <numeric>
 
 #include "base/machine.hpp"
-#include "group/scratch.hpp"
 
 namespace xccl {
 
@@ -61,10 +60,7 @@ void Communicator::prepare(const std::vector<int>& members) {
   seat().state.store(static_cast<uint64_t>(RankState::running), std::memory_order_relaxed);
   waiter_.emplace(parent_ ? seat().doorbell : world_->bell().doorbell, world_->bell().alarm, world_->status(),
                   WaitPolicy::choose(world_->size(), usable_cores(), world_->config().spin_us));
-  scratch_ = world_->provider().allocate(scratch_bytes);
-  for (uint64_t turn = 0; turn < 2; ++turn)
-    scratch_slots_[turn] =
-        HighWater(world_->provider(), scratch_, turn * scratch_slot_bytes, scratch_slot_bytes);
+  scratch_ = Scratch(world_->provider(), count);
 }
 
 uint64_t Communicator::control_bytes(int ranks, uint64_t annex_bytes) {
@@ -327,7 +323,7 @@ void Communicator::close() {
 void Communicator::leave_world(bool scratch_is_free) {
   // release: everything this rank published before is there for who sees that it closed.
   seat().state.store(static_cast<uint64_t>(RankState::closed), std::memory_order_release);
-  if (scratch_is_free) world_->provider().free(scratch_);
+  if (scratch_is_free) world_->provider().free(scratch_.region());
   if (parent_) parent_->retire(id_, block_, layout_->bytes);
   world_->close_one();
 }

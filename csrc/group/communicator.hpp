@@ -16,8 +16,9 @@
 #include "base/clock.hpp"
 #include "base/error.hpp"
 #include "group/communicator_layout.hpp"
+#include "group/scratch.hpp"
 #include "group/world.hpp"
-#include "memory/high_water.hpp"
+#include "kernels/kernels.hpp"
 #include "sync/board.hpp"
 
 namespace xccl {
@@ -64,7 +65,7 @@ class Communicator : public Vigil {
   };
   static std::shared_ptr<Communicator> make(std::shared_ptr<Communicator> parent,
                                             const std::vector<int>& members_of_parent);
-  Card card() const { return {block_, scratch_.key}; }
+  Card card() const { return {block_, scratch_.region().key}; }
   // `id`: as for other objects made collectively on the parent, see open().
   void connect(const std::vector<Card>& cards, uint64_t id);
 
@@ -86,10 +87,15 @@ class Communicator : public Vigil {
   // Of the communicator's own collectives: the board, dissemination words and scratch (collective/).
   Board& board() { return *board_; }
   uint64_t barrier_word(int member, int round) const;
-  HighWater& scratch(uint64_t seq) { return scratch_slots_[seq % 2]; }
+  Scratch& scratch() { return scratch_; }
   const RemoteRegion& peer_scratch(int member);
   uint64_t& collective_seq() { return collective_seq_; }
   uint64_t& barrier_seq() { return barrier_seq_; }
+  // What XCCL_KERNELS chooses, looked up once. InvalidArgument when it cannot run here.
+  const Kernels& kernels() {
+    if (!kernels_) kernels_ = &select_kernels(world_->config().kernels);
+    return *kernels_;
+  }
 
   // Holds the communicator for one thread: InvalidArgument when another one is inside a call.
   class Hold {
@@ -239,8 +245,8 @@ class Communicator : public Vigil {
   std::vector<uint64_t> blocks_;
   std::optional<Waiter> waiter_;
   Engine* engine_ = nullptr;
-  Region scratch_;
-  HighWater scratch_slots_[2];
+  Scratch scratch_;
+  const Kernels* kernels_ = nullptr;
   std::vector<RegionKey> scratch_keys_;
   std::vector<std::optional<RemoteRegion>> peer_scratch_;  // attached on first use
   std::optional<Board> board_;

@@ -13,6 +13,7 @@ class CombineCall {
         comm_(*ep.comm_),
         slot_(result.lease->slot()),
         routing_(*result.routing),
+        dispatch_(result.number),
         weights_(weights ? weights : routing_.weights.data()) {}
 
   void run(const void* rows, void* y) {
@@ -65,7 +66,7 @@ class CombineCall {
     for (int member = 0; member < size(); ++member) {
       Payload& record = out[static_cast<size_t>(member)];
       record[ep_record::kind] = ep_record::combine;
-      record[ep_record::routing] = routing_.id;
+      record[ep_record::routing] = dispatch_;
       record[ep_record::rows] = routing_.rows();
       record[ep_record::tokens] = 0;
       record[ep_record::where] = where;
@@ -185,6 +186,7 @@ class CombineCall {
   Communicator& comm_;
   ResultSlot& slot_;
   const Routing& routing_;
+  const uint64_t dispatch_;  // the call that made the result: the same on all ranks
   const float* weights_;
   std::vector<int> rank_of_pair_;
   std::vector<uint64_t> offset_of_pair_;  // in that rank's region
@@ -195,10 +197,9 @@ void ExpertParallel::combine(const void* rows, Dispatched& result, const float* 
   require_open();
   require_ours(result);
   const uint64_t bytes = static_cast<uint64_t>(result.routing->tokens) * shape_.row_bytes();
-  for (const auto& slot : memory_->results)
-    if (slot->x.overlaps(y, bytes) || slot->out.overlaps(y, bytes))
-      fail(Status::InvalidArgument,
-           "out lies in the rows of a result, which other ranks may be reading; use other memory");
+  if (EpMemory::any_result_overlaps(y, bytes))
+    fail(Status::InvalidArgument,
+         "out lies in the rows of a result, which other ranks may be reading; use other memory");
   comm_->operate("combine", seq_, timeout,
                  [&](Operation& op) { CombineCall(*this, op, result, weights).run(rows, y); });
 }

@@ -39,7 +39,7 @@ class DispatchCall {
     comm_.require_trust();
     ep_.board_->finish(op_.seq);
     slot.leased.store(true, std::memory_order_relaxed);
-    return std::make_shared<Dispatched>(Dispatched{routing_, std::make_shared<Lease>(ep_.memory_, slot)});
+    return std::make_shared<Dispatched>(Dispatched{routing_, std::make_shared<Lease>(ep_.memory_, slot), op_.seq});
   }
 
  private:

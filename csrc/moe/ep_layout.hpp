@@ -42,6 +42,9 @@ inline void check(const EpShape& shape, int ranks) {
   require("max_tokens", shape.max_tokens, 1, 1 << 24);
   require("topk", shape.topk, 1, 1024);
   require("results", shape.results, 1, 1024);
+  if (!is_row_type(shape.dtype))
+    fail(Status::InvalidArgument, "dtype ", element_type_name(shape.dtype),
+         ": expected float32, float16 or bfloat16");
   const int64_t worst = shape.max_tokens * shape.topk * ranks;
   if (worst > INT32_MAX)
     fail(Status::InvalidArgument, "max_tokens * topk * ranks is ", worst, ", more rows than ", INT32_MAX,
@@ -103,7 +106,7 @@ namespace ep_record {
 enum Kind : uint64_t { dispatch = 1, dispatch_again = 2, combine = 3 };
 enum Word : size_t {
   kind,      // Kind
-  routing,   // id of the routing in use
+  routing,   // dispatch: id of the routing in use; combine: number of the dispatch whose result it is
   rows,      // dispatch: rows for the reader; combine: rows at `where`
   tokens,    // dispatch: rows at `where`
   where,     // offset of the rows to pull

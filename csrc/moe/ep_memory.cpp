@@ -1,6 +1,21 @@
 #include "moe/ep_memory.hpp"
 
+#include <mutex>
+#include <set>
+
 namespace xccl {
+namespace {
+
+struct Living {
+  std::mutex mutex;
+  std::set<const EpMemory*> all;
+};
+Living& living() {
+  static Living one;
+  return one;
+}
+
+}  // namespace
 
 EpMemory::EpMemory(std::shared_ptr<World> world, const EpShape& shape, const Placement& placement, int rank)
     : world_(std::move(world)) {
@@ -19,9 +34,23 @@ EpMemory::EpMemory(std::shared_ptr<World> world, const EpShape& shape, const Pla
     results.back()->x = piece(layout.x[i]);
     results.back()->out = piece(layout.out[i]);
   }
+  const std::lock_guard lock(living().mutex);
+  living().all.insert(this);
+}
+
+bool EpMemory::any_result_overlaps(const void* memory, uint64_t bytes) {
+  const std::lock_guard lock(living().mutex);
+  for (const EpMemory* one : living().all)
+    for (const auto& slot : one->results)
+      if (slot->x.overlaps(memory, bytes) || slot->out.overlaps(memory, bytes)) return true;
+  return false;
 }
 
 EpMemory::~EpMemory() {
+  {
+    const std::lock_guard lock(living().mutex);
+    living().all.erase(this);
+  }
   // The memory of a forked child is its parent's: freeing it here would empty the parent's arrays.
   if (!still_pulled && !world_->forked()) world_->provider().free(region_);
 }

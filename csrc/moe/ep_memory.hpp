@@ -34,6 +34,8 @@ class EpMemory {
   EpMemory& operator=(const EpMemory&) = delete;
 
   const Region& region() const { return region_; }
+  // Whether memory lies in the results of this or any other ExpertParallel of the process.
+  static bool any_result_overlaps(const void* memory, uint64_t bytes);
   PulledPiece input[record_depth], staging[record_depth], route[record_depth], bases[record_depth];
   std::vector<std::unique_ptr<ResultSlot>> results;
   // Others may still pull from here: the memory stays until the process ends.

@@ -58,7 +58,7 @@ void ExpertParallel::meet() {
                   memory_->region().key,
                   comm_->oldest_open()};
   std::vector<Card> cards(static_cast<size_t>(comm_->size()));
-  all_gather(*comm_, &mine, cards.data(), sizeof mine, -1, "ExpertParallel");
+  all_gather(*comm_, &mine, cards.data(), sizeof mine, -1, Collective::expert_parallel);
 
   static constexpr std::pair<const char*, int64_t Card::*> fields[] = {{"num_experts", &Card::num_experts},
                                                                        {"hidden", &Card::hidden},
@@ -73,7 +73,7 @@ void ExpertParallel::meet() {
         differ.push_back(member), theirs = cards[static_cast<size_t>(member)].*field;
     if (differ.empty()) continue;
     const auto show = [&](int64_t value) {
-      return field == &Card::dtype ? std::string(row_type_name(static_cast<RowType>(value)))
+      return field == &Card::dtype ? std::string(element_type_name(static_cast<RowType>(value)))
                                    : std::to_string(value);
     };
     throw Error(Status::Mismatch,
@@ -175,7 +175,7 @@ void ExpertParallel::exchange(Operation& op, const std::vector<Payload>& records
       case ep_record::dispatch_again:
         return text("dispatch with the routing of call #", record[ep_record::routing]);
       case ep_record::combine:
-        return text("combine of the routing of call #", record[ep_record::routing]);
+        return text("combine of the result of dispatch #", record[ep_record::routing]);
       default:
         return std::string("something unknown");
     }

@@ -12,8 +12,8 @@
 #include <vector>
 
 #include "group/communicator.hpp"
+#include "kernels/kernels.hpp"
 #include "moe/ep_memory.hpp"
-#include "moe/kernels/weighted_sum.hpp"
 #include "moe/routing.hpp"
 
 namespace xccl {
@@ -24,6 +24,7 @@ class ExpertParallel;
 struct Dispatched {
   std::shared_ptr<const Routing> routing;
   std::shared_ptr<Lease> lease;  // null once released
+  uint64_t number = 0;           // of the dispatch, on its ExpertParallel
   uint64_t rows() const { return routing->rows(); }
 };
 

@@ -1,25 +1,14 @@
-// The element types of rows, in one list.
-// Not here: converting them (kernels/).
+// The element types that rows may have: those of kernels/element_type.hpp that are floating-point numbers.
 #pragma once
 
-#include <cstdint>
+#include "kernels/element_type.hpp"
 
 namespace xccl {
 
-enum class RowType : uint32_t { float32 = 1, float16 = 2, bfloat16 = 3 };
+using RowType = ElementType;
 
-constexpr uint64_t element_bytes(RowType type) { return type == RowType::float32 ? 4 : 2; }
-
-constexpr const char* row_type_name(RowType type) {
-  switch (type) {
-    case RowType::float32:
-      return "float32";
-    case RowType::float16:
-      return "float16";
-    case RowType::bfloat16:
-      return "bfloat16";
-  }
-  return "unknown";
+constexpr bool is_row_type(RowType type) {
+  return type == RowType::float32 || type == RowType::float16 || type == RowType::bfloat16;
 }
 
 }  // namespace xccl

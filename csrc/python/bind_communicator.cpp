@@ -1,5 +1,4 @@
-// The communicator as Python's Communicator (xccl/communicator.py) uses it.
-#include "collective/all_gather.hpp"
+// The communicator as Python's Communicator (xccl/communicator.py) uses it; its collectives are in bind_collective.cpp.
 #include "collective/barrier.hpp"
 #include "collective/split.hpp"
 #include "p2p/point_to_point.hpp"
@@ -46,15 +45,6 @@ py::array empty(Communicator& comm, std::vector<py::ssize_t> shape, const py::dt
   return array_over(block->memory, dtype, std::move(shape), block);
 }
 
-// a: any C-contiguous array; out: (size,) + a.shape, same dtype.
-void gather(Communicator& comm, const py::array& a, py::array& out, double timeout) {
-  const void* from = a.data();
-  void* to = out.mutable_data();
-  const auto bytes = static_cast<uint64_t>(a.nbytes());
-  const Blocking blocking;
-  all_gather(comm, from, to, bytes, timeout);
-}
-
 }  // namespace
 
 void bind_communicator(py::module_& m) {
@@ -86,7 +76,6 @@ void bind_communicator(py::module_& m) {
             return split(comm, color, key, timeout);
           },
           py::arg("color"), py::arg("key"), py::arg("timeout"))
-      .def("all_gather", &gather, py::arg("a"), py::arg("out"), py::arg("timeout"))
       .def("abort", &Communicator::abort, py::arg("reason"))
       .def("close", [](Communicator& comm) {
         const Blocking blocking;

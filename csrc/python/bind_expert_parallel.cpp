@@ -11,7 +11,7 @@ namespace {
 
 RowType row_type(const std::string& name) {
   for (const RowType type : {RowType::float32, RowType::float16, RowType::bfloat16})
-    if (name == row_type_name(type)) return type;
+    if (name == element_type_name(type)) return type;
   fail(Status::InvalidArgument, "dtype \"", name, "\": expected float32, float16 or bfloat16");
 }
 

@@ -1,8 +1,8 @@
 // Facts for `python -m xccl doctor`: the machine, the providers, the settings, the kernels.
 #include "base/config.hpp"
 #include "base/machine.hpp"
+#include "kernels/kernels.hpp"
 #include "memory/providers.hpp"
-#include "moe/kernels/weighted_sum.hpp"
 #include "python/support.hpp"
 #include "sync/wait.hpp"
 

@@ -9,5 +9,6 @@ PYBIND11_MODULE(_core, m) {
   xccl::python::bind_dlpack(m);
   xccl::python::bind_communicator(m);
   xccl::python::bind_hot(m);
+  xccl::python::bind_collective(m);
   xccl::python::bind_expert_parallel(m);
 }

@@ -56,6 +56,9 @@ class Board {
   // The payload as it was published; the caller checks every word of it before use.
   Payload read(int member, uint64_t seq) const { return record(member, seq).payload; }
 
+  // The same where it lies, for bytes of any value; the writer leaves it alone until this rank has finished `seq`.
+  const Payload& posted(int member, uint64_t seq) const { return record(member, seq).payload; }
+
   // This rank has read all that calls up to `seq` published, 0: it has attached what it will read. Tells whoever asks.
   void finish(uint64_t seq);
   uint64_t finished() const { return finished_; }

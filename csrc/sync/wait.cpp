@@ -44,7 +44,7 @@ bool Waiter::until_slow(bool (*ready)(void*), void* context, int for_rank, const
                       [&] { return ready(context) || alarm_.load(std::memory_order_seq_cst) != 0; });
       if (ready(context)) return true;
     }
-    look(vigil, true);
+    if (look(vigil, true, ready, context)) return true;
     now = now_ns();
     if (now - last_vigil >= vigil_interval_ns) {
       last_vigil = now;

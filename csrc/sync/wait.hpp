@@ -80,17 +80,24 @@ class Waiter {
         if (ready()) return true;
         cpu_relax();
       }
-      look(vigil, false);
+      if (look(
+              vigil, false, [](void* context) { return (*static_cast<Ready*>(context))(); }, &ready))
+        return true;
     }
     return until_slow([](void* context) { return (*static_cast<Ready*>(context))(); }, &ready, for_rank,
                       deadline, vigil);
   }
 
  private:
-  void look(Vigil& vigil, bool patient) {
+  // True when what is waited for has come: then it counts, whatever else has happened.
+  bool look(Vigil& vigil, bool patient, bool (*ready)(void*), void* context) {
     // acquire: the flags that the alarm announces are visible after it.
-    if (alarm_.load(std::memory_order_acquire) != 0) vigil.alarmed();
+    if (alarm_.load(std::memory_order_acquire) != 0) {
+      if (ready(context)) return true;
+      vigil.alarmed();
+    }
     vigil.progress(patient);
+    return false;
   }
 
   bool until_slow(bool (*ready)(void*), void* context, int for_rank, const Deadline& deadline, Vigil& vigil);

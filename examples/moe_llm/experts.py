@@ -1,6 +1,6 @@
 """Routing tokens to experts, and the arithmetic of one expert.
 
-Called by the ranks (serving.py) and by the one-process references (main.py, quality.py), so that both
+Called by the ranks (serving.py) and by the one-process references (main.py, truth.py), so that both
 sides of a comparison choose experts by the same rule. Not here: moving tokens between ranks.
 """
 

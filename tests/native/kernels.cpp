@@ -1,4 +1,6 @@
 // The row kernels of every instruction set against a slow and obvious sum, bit for bit.
+#include "kernels/kernels.hpp"
+
 #include <bit>
 #include <cfenv>
 #include <cmath>
@@ -6,7 +8,6 @@
 #include <random>
 
 #include "check.hpp"
-#include "moe/kernels/weighted_sum.hpp"
 
 using namespace xccl;
 
@@ -20,19 +21,21 @@ float half_to_float(uint16_t half) {
                           : std::ldexp(static_cast<float>(fraction) / 1024, -14));
 }
 
-float load(RowType type, const void* row, size_t i) {
+float load(ElementType type, const void* row, size_t i) {
   uint16_t bits16;
   float value;
   switch (type) {
-    case RowType::float32:
+    case ElementType::float32:
       std::memcpy(&value, static_cast<const char*>(row) + 4 * i, 4);
       return value;
-    case RowType::bfloat16:
+    case ElementType::bfloat16:
       std::memcpy(&bits16, static_cast<const char*>(row) + 2 * i, 2);
       return std::bit_cast<float>(uint32_t{bits16} << 16);
-    case RowType::float16:
+    case ElementType::float16:
       std::memcpy(&bits16, static_cast<const char*>(row) + 2 * i, 2);
       return half_to_float(bits16);
+    case ElementType::int64:
+      break;  // no row is that
   }
   std::abort();
 }
@@ -57,8 +60,8 @@ uint16_t round16(float value, uint16_t infinity, uint16_t nan, AsFloat as_float)
   return sign | (std::isinf(value) || up ? high : low);
 }
 
-std::string slow_sum(RowType type, const std::vector<std::string>& rows, const std::vector<float>& weights,
-                     size_t hidden) {
+std::string slow_sum(ElementType type, const std::vector<std::string>& rows,
+                     const std::vector<float>& weights, size_t hidden) {
   std::string out(hidden * element_bytes(type), '\0');
   for (size_t i = 0; i < hidden; ++i) {
     float sum = 0;
@@ -66,21 +69,21 @@ std::string slow_sum(RowType type, const std::vector<std::string>& rows, const s
       const float product = weights[k] * load(type, rows[k].data(), i);
       sum = k == 0 ? product : sum + product;
     }
-    if (type == RowType::float32) {
+    if (type == ElementType::float32) {
       if (std::isnan(sum)) sum = std::bit_cast<float>(0x7fc00000u);
       std::memcpy(&out[4 * i], &sum, 4);
     } else {
-      const uint16_t bits = type == RowType::float16 ? round16(sum, 0x7c00, 0x7e00, half_to_float)
-                                                     : round16(sum, 0x7f80, 0x7fc0, [](uint16_t b) {
-                                                         return std::bit_cast<float>(uint32_t{b} << 16);
-                                                       });
+      const uint16_t bits = type == ElementType::float16 ? round16(sum, 0x7c00, 0x7e00, half_to_float)
+                                                         : round16(sum, 0x7f80, 0x7fc0, [](uint16_t b) {
+                                                             return std::bit_cast<float>(uint32_t{b} << 16);
+                                                           });
       std::memcpy(&out[2 * i], &bits, 2);
     }
   }
   return out;
 }
 
-std::string fast_sum(const Kernels& kernels, RowType type, const std::vector<std::string>& rows,
+std::string fast_sum(const Kernels& kernels, ElementType type, const std::vector<std::string>& rows,
                      const std::vector<float>& weights, size_t hidden) {
   std::string out(hidden * element_bytes(type) + 1, '\x55');
   std::vector<const void*> pointers;
@@ -92,14 +95,62 @@ std::string fast_sum(const Kernels& kernels, RowType type, const std::vector<std
   return out;
 }
 
-constexpr RowType all_types[] = {RowType::float32, RowType::float16, RowType::bfloat16};
+constexpr ElementType all_types[] = {ElementType::float32, ElementType::float16, ElementType::bfloat16};
+
+std::string reduced(const Kernels& kernels, ElementType type, ReduceOp op,
+                    const std::vector<std::string>& rows, std::string* out, size_t elements) {
+  std::vector<const void*> pointers;
+  for (const auto& row : rows) pointers.push_back(row.data());
+  kernels.reduce(type, op)(out->data(), pointers.data(), static_cast<int>(rows.size()), elements);
+  return *out;
+}
+
+std::string slow_largest(ElementType type, const std::vector<std::string>& rows, size_t elements) {
+  const size_t width = element_bytes(type);
+  std::string out;
+  for (size_t i = 0; i < elements; ++i) {
+    std::string best;
+    for (const auto& row : rows) {
+      const std::string here = row.substr(i * width, width);
+      const auto above = [&] {
+        if (type == ElementType::int64) {
+          int64_t a, b;
+          std::memcpy(&a, here.data(), 8);
+          std::memcpy(&b, best.data(), 8);
+          return a > b;
+        }
+        const float a = load(type, here.data(), 0), b = load(type, best.data(), 0);
+        if (std::isnan(b)) return false;
+        return std::isnan(a) || a > b || (a == b && !std::signbit(a));
+      };
+      if (best.empty() || above()) best = here;
+    }
+    if (type != ElementType::int64 && std::isnan(load(type, best.data(), 0)))
+      best = type == ElementType::float32   ? std::string("\x00\x00\xc0\x7f", 4)
+             : type == ElementType::float16 ? std::string("\x00\x7e", 2)
+                                            : std::string("\xc0\x7f", 2);
+    out += best;
+  }
+  return out;
+}
+
+std::string slow_int64_sum(const std::vector<std::string>& rows, size_t elements) {
+  std::vector<uint64_t> sums(elements, 0);
+  for (const auto& row : rows)
+    for (size_t i = 0; i < elements; ++i) {
+      uint64_t value;
+      std::memcpy(&value, row.data() + 8 * i, 8);
+      sums[i] += value;
+    }
+  return std::string(reinterpret_cast<const char*>(sums.data()), 8 * elements);
+}
 
 }  // namespace
 
 TEST("every kernel gives the bits of the slow sum, for random rows of any length") {
   std::mt19937 random(2);
   for (const Kernels* kernels : usable_kernels())
-    for (const RowType type : all_types)
+    for (const ElementType type : all_types)
       for (const size_t hidden : {1, 7, 255, 256, 257, 1000}) {
         for (size_t count = 0; count <= 5; ++count) {
           std::vector<std::string> rows(count);
@@ -117,9 +168,40 @@ TEST("every kernel gives the bits of the slow sum, for random rows of any length
       }
 }
 
+TEST("reductions of every kernel give the bits of slow ones, also where the result replaces a row") {
+  std::mt19937 random(3);
+  for (const Kernels* kernels : usable_kernels())
+    for (const ElementType type :
+         {ElementType::float32, ElementType::float16, ElementType::bfloat16, ElementType::int64})
+      for (const size_t elements : {0, 1, 7, 255, 256, 257, 1000})
+        for (size_t count = 1; count <= 5; ++count) {
+          std::vector<std::string> rows(count);
+          for (auto& row : rows) {
+            row.resize(elements * element_bytes(type));
+            for (auto& c : row) c = static_cast<char>(random());
+            // Equal magnitudes, zeros and extremes meet more often than by chance.
+            if (random() % 2)
+              for (size_t i = 0; i < row.size(); ++i)
+                row[i] = static_cast<char>((i + 1) % element_bytes(type) ? 0 : (random() % 4) * 0x3f + 0x40);
+          }
+          const std::string sum = type == ElementType::int64
+                                      ? slow_int64_sum(rows, elements)
+                                      : slow_sum(type, rows, std::vector<float>(count, 1.0f), elements);
+          const std::string largest = slow_largest(type, rows, elements);
+          for (const ReduceOp op : {ReduceOp::sum, ReduceOp::max}) {
+            const std::string& expected = op == ReduceOp::sum ? sum : largest;
+            std::string out(expected.size() + 1, '\x55');
+            CHECK(reduced(*kernels, type, op, rows, &out, elements) == expected + '\x55');
+            auto in_place = rows;
+            std::string* replaced = &in_place[random() % count];
+            CHECK(reduced(*kernels, type, op, in_place, replaced, elements) == expected);
+          }
+        }
+}
+
 TEST("weight one gives every 16-bit number back, NaN as the canonical one") {
   for (const Kernels* kernels : usable_kernels())
-    for (const RowType type : {RowType::float16, RowType::bfloat16}) {
+    for (const ElementType type : {ElementType::float16, ElementType::bfloat16}) {
       std::string row(2 * 65536, '\0');
       for (uint32_t i = 0; i < 65536; ++i) {
         const auto bits = static_cast<uint16_t>(i);
@@ -130,7 +212,7 @@ TEST("weight one gives every 16-bit number back, NaN as the canonical one") {
         uint16_t bits;
         std::memcpy(&bits, &out[2 * i], 2);
         const bool nan = std::isnan(load(type, row.data(), i));
-        CHECK(bits == (nan ? (type == RowType::float16 ? 0x7e00 : 0x7fc0) : i));
+        CHECK(bits == (nan ? (type == ElementType::float16 ? 0x7e00 : 0x7fc0) : i));
       }
     }
 }
@@ -140,7 +222,7 @@ TEST("results do not change with the program's rounding mode or flush-to-zero") 
                                          std::string("\x02\x00\x01\x80\x01\x00\x01\x40", 8)};
   const std::vector<float> weights = {0.75f, 0.3f};
   for (const Kernels* kernels : usable_kernels()) {
-    const std::string expected = fast_sum(*kernels, RowType::float16, rows, weights, 4);
+    const std::string expected = fast_sum(*kernels, ElementType::float16, rows, weights, 4);
     std::fesetround(FE_UPWARD);
 #if defined(__x86_64__)
     const unsigned before = __builtin_ia32_stmxcsr();
@@ -149,7 +231,7 @@ TEST("results do not change with the program's rounding mode or flush-to-zero") 
     std::string got;
     {
       const FloatEnvironment environment;
-      got = fast_sum(*kernels, RowType::float16, rows, weights, 4);
+      got = fast_sum(*kernels, ElementType::float16, rows, weights, 4);
     }
     CHECK(std::fegetround() == FE_UPWARD);
 #if defined(__x86_64__)

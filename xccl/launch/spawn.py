@@ -19,6 +19,7 @@ from multiprocessing.connection import wait
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
+from xccl.arguments import positive_seconds, whole
 from xccl.errors import InvalidArgument, Timeout
 from xccl.launch.failures import CAUSE_MAY_TAKE_S, Failure, SpawnError, first_cause
 from xccl.launch.processes import describe_exit, signal_group
@@ -48,8 +49,8 @@ def spawn(
         Timeout: not all ranks returned within `timeout` seconds. Processes are ended, threads are left behind.
         InvalidArgument: `fn` or `args` cannot be given to another process, or `nprocs` is less than 1.
     """
-    if nprocs < 1:
-        raise InvalidArgument(f"nprocs={nprocs}: at least one rank is needed")
+    nprocs = whole("nprocs", nprocs, 1)
+    timeout = positive_seconds("timeout", timeout)
     provider = provider or os.environ.get("XCCL_PROVIDER") or None
     job = f"spawn-{os.getpid()}-{secrets.token_hex(4)}"
     if provider == "local":

@@ -4,7 +4,7 @@
 #include <new>
 
 #include "base/error.hpp"
-#include "moe/kernels/weighted_sum.hpp"
+#include "kernels/kernels.hpp"
 
 namespace xccl {
 

@@ -1,10 +1,9 @@
-// The body of the weighted sum, included by one file per instruction set and compiled there with that set's
-// flags. Plain loops over fixed blocks, written so that compilers turn every one of them into vectors.
-// Everything is in an unnamed namespace: each file must keep its own copy.
-#include <bit>
-#include <cstring>
+// Loading and storing one element, as the kernels' bodies see it. Included by them only, and compiled once per
+// instruction set; in an unnamed namespace, since each of those files must keep its own copy.
+#pragma once
 
-#include "moe/kernels/weighted_sum.hpp"
+#include <bit>
+#include <cstdint>
 
 namespace xccl {
 namespace {
@@ -62,39 +61,12 @@ struct Float16 {
   }
 };
 
-template <class Type>
-inline void sum_block(unsigned char* y, const unsigned char* const* rows, const float* weights, int count,
-                      uint64_t first, uint64_t elements) {
-  using Bits = typename Type::Bits;
-  float sum[block];
-  Bits in[block];
-  for (int k = 0; k < count; ++k) {
-    const float weight = weights[k];
-    std::memcpy(in, rows[k] + first * sizeof(Bits), elements * sizeof(Bits));
-    if (k == 0)
-      for (uint64_t i = 0; i < elements; ++i) sum[i] = weight * Type::load(in[i]);
-    else
-      for (uint64_t i = 0; i < elements; ++i) sum[i] = sum[i] + weight * Type::load(in[i]);
-  }
-  for (uint64_t i = 0; i < elements; ++i) in[i] = Type::store(sum[i]);
-  std::memcpy(y + first * sizeof(Bits), in, elements * sizeof(Bits));
-}
-
-template <class Type>
-void weighted_sum(void* y, const void* const* rows, const float* weights, int count, uint64_t hidden) {
-  auto* out = static_cast<unsigned char*>(y);
-  if (count == 0) {
-    std::memset(out, 0, hidden * sizeof(typename Type::Bits));
-    return;
-  }
-  const auto* in = reinterpret_cast<const unsigned char* const*>(rows);
-  uint64_t first = 0;
-  for (; first + block <= hidden; first += block) sum_block<Type>(out, in, weights, count, first, block);
-  if (first < hidden) sum_block<Type>(out, in, weights, count, first, hidden - first);
-}
+// Whole numbers are added modulo 2^64, which is defined only for unsigned ones.
+struct Int64 {
+  using Bits = uint64_t;
+  static uint64_t load(Bits bits) { return bits; }
+  static Bits store(uint64_t value) { return value; }
+};
 
 }  // namespace
 }  // namespace xccl
-
-#define XCCL_DEFINE_KERNELS(variable, name) \
-  const Kernels variable{name, weighted_sum<Float32>, weighted_sum<Float16>, weighted_sum<BFloat16>};

@@ -1,0 +1,63 @@
+#include "collective/all_to_all.hpp"
+
+#include "collective/arguments.hpp"
+#include "collective/per_member.hpp"
+
+namespace xccl {
+
+void all_to_all(Communicator& comm, const void* mine, void* all, uint64_t bytes_each, double timeout) {
+  const auto* from = static_cast<const std::byte*>(mine);
+  auto* to = static_cast<std::byte*>(all);
+  const uint64_t bytes = checked_bytes("pieces", static_cast<uint64_t>(comm.size()), bytes_each);
+  require_apart(from, bytes, to, bytes);
+  const auto own = static_cast<uint64_t>(comm.rank()) * bytes_each;
+  const Pieces pieces = Pieces::of(bytes_each, Exchange::most_each(comm));
+  // Every round is a call of its own on the board, so the rounds count, not the calls.
+  uint64_t calls = comm.collective_seq();
+  comm.operate("all_to_all", calls, timeout, [&](Operation& op) {
+    Exchange exchange(comm, op, {Collective::all_to_all}, bytes_each);
+    for (uint64_t round = 0; round < pieces.rounds(); ++round) {
+      const uint64_t first = pieces.first(round), part = pieces.bytes(round);
+      exchange.publish(
+          [&](int member) { return Given{from + static_cast<uint64_t>(member) * bytes_each + first, part}; });
+      if (part) std::memcpy(to + own + first, from + own + first, part);
+      for (int step = 1; step < comm.size(); ++step) {
+        const int member = (comm.rank() + step) % comm.size();
+        exchange.await(member);
+        exchange.pull(member, to + static_cast<uint64_t>(member) * bytes_each + first, part);
+      }
+      exchange.finish();
+    }
+  });
+}
+
+void all_to_all_v(Communicator& comm, const void* rows, const uint64_t* send_counts, uint64_t row_bytes,
+                  const Room& room, uint64_t* recv_counts, double timeout) {
+  const auto* from = static_cast<const std::byte*>(rows);
+  PerMember<uint64_t> first(comm.size());  // byte of `rows` where a member's begin
+  uint64_t begun = 0, sent = 0;            // the latter: to others
+  for (int member = 0; member < comm.size(); ++member) {
+    const uint64_t bytes = checked_bytes("rows", send_counts[member], row_bytes);
+    first[member] = begun;
+    begun += bytes;
+    if (member != comm.rank()) sent += bytes;
+  }
+  const uint64_t rounds = Pieces::of(sent, Exchange::most_together(comm)).rounds();
+  const uint64_t own = send_counts[comm.rank()];
+  VariableRows received(comm, row_bytes, room, recv_counts);
+  uint64_t calls = comm.collective_seq();
+  comm.operate("all_to_all_v", calls, timeout, [&](Operation& op) {
+    Exchange exchange(comm, op, {Collective::all_to_all_v}, row_bytes);
+    for (uint64_t round = 0; received.needs(round); ++round) {
+      const auto give = [&](int member) {
+        const Pieces pieces = Pieces::in(send_counts[member] * row_bytes, rounds);
+        return Given{from + first[member] + pieces.first(round), pieces.bytes(round), send_counts[member]};
+      };
+      exchange.publish(give, rounds);
+      received.receive(op, exchange, round, {from + first[comm.rank()], own * row_bytes, own}, rounds);
+    }
+  });
+  received.settle();
+}
+
+}  // namespace xccl

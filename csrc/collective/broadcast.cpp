@@ -1,0 +1,30 @@
+// All ranks write and await records of all, not only of the root: that is what lets a place be written again.
+#include "collective/broadcast.hpp"
+
+#include "collective/exchange.hpp"
+
+namespace xccl {
+
+void broadcast(Communicator& comm, void* data, uint64_t bytes, int root, double timeout) {
+  if (root < 0 || root >= comm.size())
+    fail(Status::InvalidArgument, "root=", root, ": expected 0 to ", comm.size() - 1);
+  auto* at = static_cast<std::byte*>(data);
+  const Pieces pieces = Pieces::of(bytes, scratch_round_bytes);
+  uint64_t calls = comm.collective_seq();
+  comm.operate("broadcast", calls, timeout, [&](Operation& op) {
+    Exchange exchange(comm, op, {Collective::broadcast, {}, {}, static_cast<uint32_t>(root)}, bytes);
+    for (uint64_t round = 0; round < pieces.rounds(); ++round) {
+      std::byte* here = at + pieces.first(round);
+      const uint64_t part = pieces.bytes(round);
+      exchange.publish_alike({here, comm.rank() == root ? part : 0});
+      if (comm.rank() != root) {
+        exchange.await(root);
+        exchange.pull(root, here, part);
+      }
+      exchange.await_all();
+      exchange.finish();
+    }
+  });
+}
+
+}  // namespace xccl

@@ -1,0 +1,161 @@
+#include "collective/exchange.hpp"
+
+#include <vector>
+
+#include "base/test_point.hpp"
+
+namespace xccl {
+
+using namespace exchange_record;
+
+uint64_t Exchange::begin(uint64_t bytes) {
+  op_.phase("publishing");
+  const uint64_t list = counts_ ? round_up(8 * static_cast<uint64_t>(comm_.size()), cache_line) : 0;
+  const uint64_t at = comm_.scratch().take(bytes + list);
+  seq_ = ++comm_.collective_seq();
+  op_.publish();
+  if (list) std::memcpy(comm_.scratch().at(at), counts_, 8 * static_cast<uint64_t>(comm_.size()));
+  counts_at_ = at;
+  return at + list;
+}
+
+void Exchange::post(int member, const Given& given, uint64_t rounds, uint64_t at) {
+  Payload record{call_, size_, given.rows, rounds, at, counts_at_};
+  if (fits_record(given.bytes) && given.bytes) std::memcpy(&record[bytes], given.data, given.bytes);
+  comm_.board().post(member, seq_, record);
+}
+
+void Exchange::published() {
+  XCCL_TEST_POINT("exchange.published");
+  op_.phase("waiting");
+}
+
+void Exchange::publish_alike(const Given& given, uint64_t rounds) {
+  const uint64_t at = begin(comm_.size() > 1 ? staged(given.bytes) : 0);
+  if (comm_.size() > 1) stage(given, at);
+  for (int step = 1; step < comm_.size(); ++step)
+    post((comm_.rank() + step) % comm_.size(), given, rounds, at);
+  published();
+}
+
+void Exchange::wait(int member) {
+  comm_.await(op_, member, [&] { return arrived(member); }, [this](int other) { return arrived(other); });
+  XCCL_TEST_POINT("exchange.arrived");
+}
+
+uint64_t Exchange::checked_where(int member, uint64_t length) const {
+  const uint64_t at = posted(member)[where];
+  if (at > scratch_bytes || length > scratch_bytes - at)
+    fail(Status::Failure, "rank ", comm_.job_rank(member), " names memory outside its scratch memory: its record is damaged");
+  return at;
+}
+
+void Exchange::finish() {
+  quiet();
+  XCCL_TEST_POINT("exchange.pulled");
+  comm_.require_trust();
+  comm_.board().finish(seq_);
+}
+
+const char* name_of(Collective collective) {
+  switch (collective) {
+    case Collective::all_gather:
+      return "all_gather";
+    case Collective::all_gather_v:
+      return "all_gather_v";
+    case Collective::all_to_all:
+      return "all_to_all";
+    case Collective::all_to_all_v:
+      return "all_to_all_v";
+    case Collective::broadcast:
+      return "broadcast";
+    case Collective::reduce_scatter:
+      return "reduce_scatter";
+    case Collective::reduce_scatter_v:
+      return "reduce_scatter_v";
+    case Collective::all_reduce:
+      return "all_reduce";
+    case Collective::expert_parallel:
+      return "ExpertParallel";
+    case Collective::split:
+      return "split";
+  }
+  return "something unknown";
+}
+
+namespace {
+
+// What Exchange calls `size`, after a number.
+const char* size_name(Collective collective) {
+  switch (collective) {
+    case Collective::all_gather:
+    case Collective::broadcast:
+    case Collective::expert_parallel:
+    case Collective::split:
+      return " bytes";
+    case Collective::all_to_all:
+      return " bytes for each rank";
+    case Collective::all_gather_v:
+    case Collective::all_to_all_v:
+      return " bytes per row";
+    case Collective::reduce_scatter:
+      return " elements for each rank";
+    case Collective::reduce_scatter_v:
+    case Collective::all_reduce:
+      return " elements";
+  }
+  return " size";
+}
+
+}  // namespace
+
+std::string Exchange::difference(int member) {
+  const Payload theirs = posted(member);
+  const auto differs = [&](const char* what, const auto& mine, const auto& other) {
+    return text(what, ": rank ", own_rank(), " has ", mine, ", rank ", comm_.job_rank(member), " has ", other);
+  };
+  const ExchangeCall a = ExchangeCall::unpacked(call_), b = ExchangeCall::unpacked(theirs[call]);
+  if (a.collective != b.collective)
+    return text("rank ", own_rank(), " calls ", name_of(a.collective), ", rank ", comm_.job_rank(member), " calls ",
+                name_of(b.collective), "; all ranks must make the same calls in the same order");
+  if (a.type != b.type) return differs("dtype", element_type_name(a.type), element_type_name(b.type));
+  if (a.op != b.op) return differs("op", reduce_op_name(a.op), reduce_op_name(b.op));
+  if (a.root != b.root) return differs("root", a.root, b.root);
+  if (counts_) return counts_difference(member);
+  const char* unit = size_name(a.collective);
+  return text("rank ", own_rank(), " gives ", size_, unit, ", rank ", comm_.job_rank(member), " gives ", theirs[size],
+              unit);
+}
+
+// Only their hash is in the record. Who disagrees uses its scratch memory no more, so the list is still there.
+std::string Exchange::counts_difference(int member) {
+  const auto ranks = static_cast<size_t>(comm_.size());
+  std::vector<uint64_t> theirs(ranks);
+  const uint64_t at = posted(member)[counts];
+  if (at > scratch_bytes - 8 * ranks) fail(Status::Failure, "rank ", comm_.job_rank(member), "'s record is damaged");
+  const Transfer transfer{theirs.data(), at, 8 * ranks};
+  comm_.world().provider().get(comm_.peer_scratch(member), &transfer, 1);
+  quiet();
+  for (size_t i = 0; i < ranks; ++i)
+    if (theirs[i] != counts_[i])
+      return text("counts[", i, "]: rank ", own_rank(), " has ", counts_[i], ", rank ", comm_.job_rank(member), " has ",
+                  theirs[i]);
+  return text("counts: rank ", own_rank(), " and rank ", comm_.job_rank(member), " have different ones");
+}
+
+void Exchange::raise_mismatch() {
+  // Every rank has published its record before it can have found a difference.
+  for (int member = 0; member < comm_.size(); ++member)
+    if (member != comm_.rank() && !arrived(member)) wait(member);
+  std::vector<int> differ;
+  for (int member = 0; member < comm_.size(); ++member) {
+    if (member == comm_.rank()) continue;
+    const Payload& record = posted(member);
+    if (record[call] != call_ || record[size] != size_) differ.push_back(member);
+  }
+  std::string message = difference(differ[0]);
+  if (differ.size() > 1) message += text(" (", rank_list(comm_.job_ranks(differ)), " differ from this rank)");
+  throw Error(Status::Mismatch, message, comm_.job_ranks(differ));
+}
+
+}  // namespace xccl

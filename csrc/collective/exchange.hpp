@@ -1,0 +1,153 @@
+// The one way in which collectives move data: in rounds, each with one synchronisation. In a round every rank
+//   publishes  copies what others need into its scratch memory, and writes a record to each of them
+//   awaits     a record of each of them
+//   pulls      what each has for it, from the other's scratch memory, or from the record itself if it is little
+//   finishes
+// A round is a call on the communicator's board. A record of round n + 1 says that its writer has finished round n; so
+// who publishes round n + 2 has been told by everybody that nothing of round n is needed any more, neither the records
+// nor the scratch memory (docs/architecture.md).
+// Used by the collectives of this folder. Not here: which bytes go where.
+#pragma once
+
+#include <algorithm>
+#include <cstring>
+#include <string>
+
+#include "collective/exchange_layout.hpp"
+#include "group/communicator.hpp"
+
+namespace xccl {
+
+// What a rank gives a member in a round; and how many rows in the whole call, where that is not known to all.
+struct Given {
+  const std::byte* data;
+  uint64_t bytes;
+  uint64_t rows = 0;
+};
+
+// As it is called, for messages.
+const char* name_of(Collective collective);
+
+class Exchange {
+ public:
+  // size: what all ranks must say alike; counts, of reduce_scatter_v, must outlive this object.
+  Exchange(Communicator& comm, Operation& op, const ExchangeCall& call, uint64_t size,
+           const uint64_t* counts = nullptr)
+      : comm_(comm), op_(op), call_(call.packed()), size_(size), counts_(counts) {}
+
+  // The most bytes that one member can be given in a round, if all are given as many.
+  static uint64_t most_each(const Communicator& comm) {
+    return round_down(scratch_round_bytes / static_cast<uint64_t>(std::max(comm.size() - 1, 1)), cache_line);
+  }
+
+  // The same for pieces of several lengths: the most that they may be in all. Each may be a cache line longer than its
+  // even share, and is rounded up to whole ones.
+  static uint64_t most_together(const Communicator& comm) {
+    return scratch_round_bytes -
+           std::min(3 * cache_line * static_cast<uint64_t>(comm.size()), scratch_round_bytes / 2);
+  }
+
+  // Begins a round: every other member is given what give(member) says, a Given; in all at most scratch_round_bytes,
+  // every piece rounded up to cache lines. `rounds`: how many this rank needs.
+  template <class Give>
+  void publish(Give give, uint64_t rounds = 1) {
+    uint64_t at = begin([&] {
+      uint64_t bytes = 0;
+      for (int member = 0; member < comm_.size(); ++member)
+        if (member != comm_.rank()) bytes += staged(give(member).bytes);
+      return bytes;
+    }());
+    for (int step = 1; step < comm_.size(); ++step) {
+      const int member = (comm_.rank() + step) % comm_.size();
+      const Given given = give(member);
+      stage(given, at);
+      post(member, given, rounds, at);
+      at += staged(given.bytes);
+    }
+    published();
+  }
+
+  // The same, where all are given the same.
+  void publish_alike(const Given& given, uint64_t rounds = 1);
+
+  // Waits for the member's record. Mismatch, on every rank, unless all make the same call.
+  void await(int member) {
+    if (!arrived(member)) wait(member);
+    const Payload& record = posted(member);
+    if (record[exchange_record::call] != call_ || record[exchange_record::size] != size_) raise_mismatch();
+    comm_.board().learn(member, seq_ - 1);  // or it would not have come to this round
+  }
+  void await_all() {
+    for (int step = 1; step < comm_.size(); ++step) await((comm_.rank() + step) % comm_.size());
+  }
+
+  // Of the member's record: as it says, not checked.
+  uint64_t rows(int member) const { return posted(member)[exchange_record::rows]; }
+  uint64_t rounds(int member) const { return posted(member)[exchange_record::rounds]; }
+
+  // Where the `bytes` lie that the member gives this rank in this round; null where they must be fetched.
+  const std::byte* reach(int member, uint64_t bytes) {
+    if (fits_record(bytes))
+      return reinterpret_cast<const std::byte*>(&posted(member)[exchange_record::bytes]);
+    const RemoteRegion& scratch = comm_.peer_scratch(member);
+    const uint64_t where = checked_where(member, bytes);
+    return scratch.direct ? scratch.direct + where : nullptr;
+  }
+  // Copies them; complete after finish(), or quiet().
+  void pull(int member, void* to, uint64_t bytes) {
+    if (bytes == 0) return;
+    if (const std::byte* from = reach(member, bytes)) {
+      std::memcpy(to, from, bytes);
+    } else {
+      const Transfer transfer{to, checked_where(member, bytes), bytes};
+      comm_.world().provider().get(comm_.peer_scratch(member), &transfer, 1);
+    }
+  }
+  void quiet() { comm_.world().provider().quiet(); }
+
+  // Ends a round in which all members have been awaited: this rank has read all that it needs of it.
+  void finish();
+
+ private:
+  int own_rank() const { return comm_.job_rank(comm_.rank()); }
+  bool fits_record(uint64_t bytes) const { return bytes <= exchange_record::most_inline && !counts_; }
+  uint64_t staged(uint64_t bytes) const { return fits_record(bytes) ? 0 : round_up(bytes, cache_line); }
+  bool arrived(int member) const { return comm_.board().arrived(member, seq_); }
+  const Payload& posted(int member) const { return comm_.board().posted(member, seq_); }
+
+  uint64_t begin(uint64_t bytes);  // gives the offset in the scratch memory
+  void stage(const Given& given, uint64_t at) const {
+    if (staged(given.bytes)) std::memcpy(comm_.scratch().at(at), given.data, given.bytes);
+  }
+  void post(int member, const Given& given, uint64_t rounds, uint64_t at);
+  void published();
+  void wait(int member);
+  uint64_t checked_where(int member, uint64_t bytes) const;
+  [[noreturn]] void raise_mismatch();
+  std::string difference(int member);
+  std::string counts_difference(int member);
+
+  Communicator& comm_;
+  Operation& op_;
+  const uint64_t call_, size_;
+  const uint64_t* counts_;
+  uint64_t counts_at_ = 0;
+  uint64_t seq_ = 0;
+};
+
+// Pieces of the same size, but for the last, in which `total` bytes go in `rounds` rounds.
+struct Pieces {
+  uint64_t total, each;
+
+  // As few rounds as pieces of at most `most` bytes allow.
+  static Pieces of(uint64_t total, uint64_t most) { return in(total, (total + most - 1) / most); }
+  static Pieces in(uint64_t total, uint64_t rounds) {
+    return {total, rounds ? round_up((total + rounds - 1) / rounds, cache_line) : cache_line};
+  }
+  uint64_t rounds() const { return total ? (total + each - 1) / each : 1; }
+  // Nothing is left for rounds after the last.
+  uint64_t first(uint64_t round) const { return round < rounds() ? round * each : total; }
+  uint64_t bytes(uint64_t round) const { return first(round + 1) - first(round); }
+};
+
+}  // namespace xccl

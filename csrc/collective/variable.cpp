@@ -1,0 +1,60 @@
+#include "collective/variable.hpp"
+
+#include "collective/arguments.hpp"
+
+namespace xccl {
+
+Room room_in(void* out, uint64_t capacity) {
+  return [=](uint64_t rows) -> void* {
+    if (rows > capacity)
+      fail(Status::Truncated, "out has room for ", capacity, " rows, but ", rows, " have come");
+    return out;
+  };
+}
+
+void VariableRows::learn(Operation& op, const Exchange& exchange, uint64_t own_rows, uint64_t own_rounds) {
+  uint64_t all = 0;
+  rounds_ = own_rounds;
+  for (int member = 0; member < comm_.size(); ++member) {
+    const bool own = member == comm_.rank();
+    const uint64_t rows = own ? own_rows : exchange.rows(member),
+                   rounds = own ? own_rounds : exchange.rounds(member);
+    uint64_t given;
+    if (__builtin_mul_overflow(rows, row_bytes_, &given) || rows > beyond_memory || given > beyond_memory ||
+        rounds == 0 || rounds > beyond_memory / scratch_round_bytes)
+      fail(Status::Failure, "rank ", comm_.job_rank(member), " announces ", rows, " rows of ", row_bytes_, " bytes in ",
+           rounds, " rounds: its record is damaged");
+    counts_[member] = rows;
+    all += rows;
+    rounds_ = std::max(rounds_, rounds);
+  }
+  try {
+    to_ = static_cast<std::byte*>(room_(all));
+  } catch (Error& error) {
+    error.during(op.name, op.seq, "making room");
+    refused_ = std::current_exception();
+  } catch (...) {
+    refused_ = std::current_exception();
+  }
+}
+
+void VariableRows::receive(Operation& op, Exchange& exchange, uint64_t round, const Given& own,
+                           uint64_t rounds) {
+  exchange.await_all();
+  if (round == 0) learn(op, exchange, own.rows, rounds);
+  op.phase("pulling");
+  std::byte* to = to_;
+  for (int member = 0; member < comm_.size() && !refused_; ++member) {
+    const uint64_t total = counts_[member] * row_bytes_;
+    if (member != comm_.rank()) {
+      const Pieces pieces = Pieces::in(total, exchange.rounds(member));
+      exchange.pull(member, to + pieces.first(round), pieces.bytes(round));
+    } else if (round == 0 && total) {
+      std::memcpy(to, own.data, total);
+    }
+    to += total;
+  }
+  exchange.finish();
+}
+
+}  // namespace xccl

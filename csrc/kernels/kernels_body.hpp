@@ -1,0 +1,11 @@
+// All kernels of one instruction set; included by one file per set, which is compiled with that set's flags.
+#include "kernels/reduce_body.hpp"
+#include "kernels/weighted_sum_body.hpp"
+
+#define XCCL_DEFINE_KERNELS(set)                                                        \
+  const Kernels set##_kernels{#set,                                                     \
+                              weighted_sum<Float32>,                                    \
+                              weighted_sum<Float16>,                                    \
+                              weighted_sum<BFloat16>,                                   \
+                              {{sum<Float32>, sum<Float16>, sum<BFloat16>, sum<Int64>}, \
+                               {largest<Float32>, largest<Float16>, largest<BFloat16>, largest<Int64>}}};
