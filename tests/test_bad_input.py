@@ -425,3 +425,29 @@ def test_init_refuses(text):
     error = error_of(lambda: xccl.init(**INIT[text]))
     assert type(error) is xccl.InvalidArgument
     assert text in str(error)
+
+
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        (lambda c: c.empty((2.7, 3)), "shape=2.7: expected a whole number"),
+        (lambda c: c.empty("34"), "shape='34': expected a whole number or a sequence"),
+        (lambda c: c.empty(None), "shape=None"),
+        (lambda c: c.empty((3, -1)), "shape=-1"),
+        (lambda c: c.barrier(timeout=True), "timeout=True"),
+        (lambda c: c.barrier(timeout="1"), "timeout='1'"),
+        (lambda c: xccl.ExpertParallel(None, 2, 4, 2, 1), "comm is a NoneType"),
+        (lambda c: xccl.ExpertParallel(c, 2, 4, 2, 1, ">f4"), "byte order"),
+        (lambda c: xccl.ExpertParallel.plan(2, 2, 4, 2, 1, rows=5), "rows=5: expected 0 to 4"),
+        (lambda c: xccl.init(provider=3), "provider=3"),
+        (lambda c: xccl.init(rank=0, size=1, job="a\ud800"), "printable"),
+        (lambda c: xccl.spawn(print, 2.5), "nprocs=2.5"),
+        (lambda c: xccl.spawn(print, 2, timeout=float("nan")), "timeout=nan"),
+    ],
+)
+def test_what_cannot_be_meant_is_named(call, text):
+    with xccl.init(provider="local") as comm:
+        with pytest.raises(xccl.InvalidArgument) as caught:
+            call(comm)
+        assert text in str(caught.value)
+        comm.barrier(timeout=np.float32(3))  # nothing has happened

@@ -84,7 +84,7 @@ def test_dispatch_on_one_rank_and_combine_on_another_is_a_mismatch_on_both(ranks
         assert error.ranks == refusal.ranks == [1 - rank]
         assert error.seq == 2
         assert "a new dispatch" in str(error)
-        assert "combine of the routing of call #1" in str(error)
+        assert "combine of the result of dispatch #1" in str(error)
         assert "failed before" in str(refusal)
     assert [error.op for error, _ in outcomes] == ["combine", "dispatch"]
 
@@ -99,8 +99,8 @@ def combine_different_results(comm):
 def test_combining_the_results_of_different_dispatches_is_a_mismatch(ranks):
     for error in ranks.run(combine_different_results, 2):
         assert type(error) is xccl.Mismatch
-        assert "call #1" in str(error)
-        assert "call #2" in str(error)
+        assert "dispatch #1" in str(error)
+        assert "dispatch #2" in str(error)
 
 
 def gather_different_sizes(comm):
@@ -515,3 +515,17 @@ def count_while_waiting(comm, folder):
 
 def test_a_wait_lets_other_python_threads_run(ranks, tmp_path):
     ranks.run(count_while_waiting, 2, tmp_path)
+
+
+def construct_against_all_gather(comm):
+    """As many bytes as the library itself exchanges when an ExpertParallel is made."""
+    if comm.rank == 0:
+        return error_of(xccl.ExpertParallel, comm, 2, 4, 2, 1, "float32")
+    return error_of(comm.all_gather, np.zeros(72, np.uint8))
+
+
+def test_an_object_made_on_one_rank_and_a_gather_on_another_is_a_mismatch_on_both(either_provider):
+    for error in either_provider.run(construct_against_all_gather, 2):
+        assert type(error) is xccl.Mismatch
+        assert "calls ExpertParallel" in str(error)
+        assert "calls all_gather" in str(error)

@@ -457,3 +457,47 @@ def test_the_dtype_of_rows_can_be_given_as_an_object(threads, dtype):
 def open_with_dtype(comm, dtype):
     with xccl.ExpertParallel(comm, 2, 4, 4, 1, dtype) as ep:
         assert ep.input_buffer(3).dtype == dtype
+
+
+def combine_different_results_of_one_routing(comm):
+    ep = xccl.ExpertParallel(comm, 2, 4, 2, 1, "float32")
+    idx, weights = np.array([[0], [1]]), np.ones((2, 1), np.float32)
+    first = ep.dispatch(np.ones((2, 4), np.float32), idx, weights)
+    second = ep.dispatch(np.full((2, 4), 100, np.float32), routing=first.routing)
+    mine = second if comm.rank else first
+    try:
+        ep.combine(mine.x, mine)
+    except xccl.Mismatch as error:
+        return str(error)
+
+
+def test_ranks_that_combine_different_results_of_one_routing_are_told(either_provider):
+    for text in either_provider.run(combine_different_results_of_one_routing, 2):
+        assert "result of dispatch #1" in text
+        assert "result of dispatch #2" in text
+
+
+def sums_into_results_of_another(comm):
+    one, other = (xccl.ExpertParallel(comm, 2, 4, 2, 1, "float32") for _ in range(2))
+    idx, weights = np.array([[0], [1]]), np.ones((2, 1), np.float32)
+    d, e = (ep.dispatch(np.ones((2, 4), np.float32), idx, weights) for ep in (one, other))
+    with pytest.raises(xccl.InvalidArgument, match="out lies in the rows of a result"):
+        other.combine(e.x, e, out=d.x)
+    return bool((other.combine(e.x, e) == 1).all())
+
+
+def test_sums_do_not_go_into_the_results_of_any_object(either_provider):
+    assert either_provider.run(sums_into_results_of_another, 1) == [True]
+
+
+def wrong_expert(comm):
+    ep = xccl.ExpertParallel(comm, 2, 4, 2, 1, "float32")
+    d = ep.dispatch(np.ones((1, 4), np.float32), np.array([[0]]), np.ones((1, 1), np.float32))
+    for wrong in (-1, 2):
+        with pytest.raises(xccl.InvalidArgument, match=f"i={wrong}: expected 0 to 1"):
+            d.expert(wrong)
+    return True
+
+
+def test_an_expert_that_is_not_here_is_named(either_provider):
+    assert either_provider.run(wrong_expert, 1) == [True]

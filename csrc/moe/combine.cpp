@@ -21,6 +21,7 @@ class CombineCall {
     const uint64_t where = stage(static_cast<const std::byte*>(rows));
     const uint64_t bases = write_bases();
     ep_.exchange(op_, records(where, bases), {&slot_.used_by, &bases_used_by()});
+    ep_.bases_turn_ = (ep_.bases_turn_ + 1) % record_depth;
     check_heard();
     pull_bases();
     op_.phase("summing");
@@ -49,10 +50,10 @@ class CombineCall {
     return slot_.out.offset();
   }
 
-  uint64_t& bases_used_by() { return ep_.memory_->bases[op_.seq % record_depth].used_by; }
+  uint64_t& bases_used_by() { return ep_.memory_->bases[ep_.bases_turn_].used_by; }
 
   uint64_t write_bases() {
-    PulledPiece& piece = ep_.memory_->bases[op_.seq % record_depth];
+    PulledPiece& piece = ep_.memory_->bases[ep_.bases_turn_];
     ep_.await_passed(op_, piece.used_by);
     const uint64_t bytes = 4 * routing_.row_base.size();
     piece.memory.require(bytes);

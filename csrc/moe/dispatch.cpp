@@ -33,6 +33,7 @@ class DispatchCall {
     if (fresh_) write_lists();
     ep_.exchange(op_, records(where), pulled_);
     if (staged_) ep_.staging_turn_ = (ep_.staging_turn_ + 1) % record_depth;
+    if (fresh_) ep_.route_turn_ = (ep_.route_turn_ + 1) % record_depth;
     check_heard();
     if (fresh_) pull_lists();
     pull_rows(slot);
@@ -69,7 +70,7 @@ class DispatchCall {
 
   // One list per destination rank, one after the other: counts, tokens, weights.
   void write_lists() {
-    PulledPiece& piece = ep_.memory_->route[op_.seq % record_depth];
+    PulledPiece& piece = ep_.memory_->route[ep_.route_turn_];
     ep_.await_passed(op_, piece.used_by);
     uint64_t bytes = 0;
     for (int member = 0; member < size(); ++member) {

@@ -23,10 +23,9 @@ std::vector<PlanLine> plan(const EpShape& shape, int ranks, int rank, const Plan
       {"scratch of collectives, if they are small", scratch_small_bytes, scratch_bytes, ""},
       {"tokens to dispatch (input_buffer or staging), 2 slots", turns * pages(token_rows),
        2 * turns * pages(layout.input[0].bytes), "max_tokens, hidden, dtype"},
-      // Dispatch and combine alternate, so that each uses one of its two slots.
-      {"route lists, 2 slots", pages(route), turns * pages(layout.route[0].bytes),
+      {"route lists, 2 slots", turns * pages(route), turns * pages(layout.route[0].bytes),
        "max_tokens, topk"},
-      {"row bases for combine, 2 slots", pages(layout.bases[0].bytes),
+      {"row bases for combine, 2 slots", turns * pages(layout.bases[0].bytes),
        turns * pages(layout.bases[0].bytes), "num_experts"},
       {text("rows received (d.x), ", results, " results"), results * pages(result_rows),
        results * pages(layout.x[0].bytes), "max_tokens, topk, results"},
