@@ -5,6 +5,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 PYTEST_ARGS ?=
+PEERS ?= torch impi openmpi mpich iceoryx2
+BENCH ?= bench
 DEMO_ARGS ?=
 
 BIN := $(abspath $(VENV))/bin
@@ -18,6 +20,7 @@ BUILD_TOOLS := $(VENV)/.build-tools
 PACKAGE := $(VENV)/.package
 LINTERS := $(VENV)/.linters
 DEMO_NEEDS := $(VENV)/.demo-needs
+BENCH_NEEDS := $(VENV)/.bench-needs
 
 DEMO := examples/moe_llm
 SOURCES := $(shell find $(wildcard csrc xccl cmake) -type f -not -path '*/__pycache__/*' | LC_ALL=C sort)
@@ -58,10 +61,12 @@ asan: build/asan/build.ninja  ## native tests under AddressSanitizer and Undefin
 	cmake --build --preset asan
 	ctest --preset asan
 
-bench: $(PACKAGE)  ## measurements, each checked before it is timed
+# Without peers: make bench PEERS=
+bench: $(PACKAGE) $(BENCH_NEEDS)  ## measurements beside other libraries, see bench/README.md
+	$(if $(PEERS),$(BIN)/python bench/peers/install.py $(PEERS))
 	@mkdir -p build/pytest
-	cd build/pytest && $(BIN)/pytest -c $(CURDIR)/pyproject.toml --rootdir=$(CURDIR) --benchmark-enable \
-	  --benchmark-only $(CURDIR)/bench $(PYTEST_ARGS)
+	cd build/pytest && $(BIN)/pytest -c $(CURDIR)/pyproject.toml --rootdir=$(CURDIR) -o faulthandler_timeout=0 \
+	  --benchmark-enable --benchmark-disable-gc --benchmark-json=$(CURDIR)/build/benchmark.json $(abspath $(BENCH)) $(PYTEST_ARGS)
 
 lint: $(LINTERS)  ## what the tools say about style and types; changes nothing
 	ruff check $(PYTHON_CODE)
@@ -105,6 +110,10 @@ $(LINTERS): pyproject.toml $(PACKAGE)
 $(DEMO_NEEDS): $(DEMO)/requirements.txt $(DEMO)/requirements-nodeps.txt $(MADE)
 	$(PIP_INSTALL) -r $(DEMO)/requirements.txt
 	$(PIP_INSTALL) --no-deps -r $(DEMO)/requirements-nodeps.txt
+	@touch $@
+
+$(BENCH_NEEDS): pyproject.toml $(PACKAGE)
+	$(PIP_INSTALL) --no-build-isolation '.[bench]'
 	@touch $@
 
 # Later changes of CMakeLists.txt are noticed by the build itself.

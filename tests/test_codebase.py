@@ -15,7 +15,8 @@ from xccl import _core
 ROOT = Path(__file__).resolve().parents[1]
 NATIVE = sorted(path for path in (ROOT / "csrc").rglob("*") if path.suffix in (".hpp", ".cpp"))
 PACKAGE = sorted((ROOT / "xccl").rglob("*.py"))
-EVERY_PYTHON = [*PACKAGE, *sorted((ROOT / "tests").rglob("*.py")), *sorted((ROOT / "examples").rglob("*.py"))]
+OUTSIDE = [path for folder in ("tests", "examples", "bench") for path in sorted((ROOT / folder).rglob("*.py"))]
+EVERY_PYTHON = [*PACKAGE, *OUTSIDE]
 DOCUMENTS = sorted(path for path in ROOT.rglob("*.md") if not {".venv", "build"} & set(path.parts))
 
 # Lower may not include higher. capi and p2p are to come.

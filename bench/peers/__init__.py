@@ -1,0 +1,1 @@
+"""The libraries that people would use instead: their environments, and how they are installed."""
