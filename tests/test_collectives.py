@@ -68,7 +68,7 @@ def rows_of_bfloat16(rank, number):
 
 
 def several_rounds(rank, number):
-    """More than the 4 MiB that go in one round, and not a multiple."""
+    """More than goes in one round, and not a multiple."""
     return np.arange(1_100_001, dtype=np.int32) * (rank + 1) + number
 
 

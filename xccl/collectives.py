@@ -29,8 +29,8 @@ class Collectives:
     Closed, OutOfMemory, and InvalidArgument, before anything is sent.
 
     All are pulls with one synchronisation per round: each rank writes what others need into its scratch memory
-    (up to 24 bytes ride in the record that says so), tells every other rank, and copies from each. What exceeds
-    4 MiB per rank goes in several rounds.
+    (up to 24 bytes ride in the record that says so), tells every other rank, and copies from each. What one rank
+    has for all others goes in pieces of 512 KiB (with more than 32 ranks: 16 KiB for each), a round for each.
     """
 
     _native: _core.Communicator
@@ -127,9 +127,8 @@ class Collectives:
         order in float32, each step rounded, and rounded to the dtype once, at the end; int64 wraps around. max:
         NaN if any is NaN, +0 above -0. `out` may be `a`.
 
-        With two ranks, or while bytes * (size - 2) <= 64 KiB, every rank pulls all of it and reduces it: one
-        synchronisation. Otherwise every rank reduces a share, and pulls the shares of the others: two. The bits
-        are the same.
+        Up to 8 KiB, or with two ranks, every rank pulls all of it and reduces it: one synchronisation. Otherwise
+        every rank reduces a share, and pulls the shares of the others: two. The bits are the same.
         """
         mine = _input("a", a)
         dtype = _reducible(mine, op)

@@ -10,11 +10,12 @@ void all_gather(Communicator& comm, const void* mine, void* all, uint64_t bytes,
   auto* to = static_cast<std::byte*>(all);
   require_apart(from, bytes, to, checked_bytes("shares", static_cast<uint64_t>(comm.size()), bytes), from,
                 to + static_cast<uint64_t>(comm.rank()) * bytes);
-  const Pieces pieces = Pieces::of(bytes, scratch_round_bytes);
+  const Pieces pieces = Pieces::of(bytes, Exchange::most_alike(comm));
   // Every round is a call of its own on the board, so the rounds count, not the calls.
   uint64_t calls = comm.collective_seq();
   comm.operate(name_of(on_behalf_of), calls, timeout, [&](Operation& op) {
     Exchange exchange(comm, op, {on_behalf_of}, bytes);
+    exchange.expect(static_cast<uint64_t>(comm.size()) * bytes);
     for (uint64_t round = 0; round < pieces.rounds(); ++round) {
       const uint64_t first = pieces.first(round), part = pieces.bytes(round);
       exchange.publish_alike({from + first, part});
@@ -33,7 +34,7 @@ void all_gather(Communicator& comm, const void* mine, void* all, uint64_t bytes,
 void all_gather_v(Communicator& comm, const void* rows, uint64_t count, uint64_t row_bytes, const Room& room,
                   uint64_t* counts, double timeout) {
   const auto* from = static_cast<const std::byte*>(rows);
-  const Pieces pieces = Pieces::of(checked_bytes("rows", count, row_bytes), scratch_round_bytes);
+  const Pieces pieces = Pieces::of(checked_bytes("rows", count, row_bytes), Exchange::most_alike(comm));
   VariableRows received(comm, row_bytes, room, counts);
   uint64_t calls = comm.collective_seq();
   comm.operate("all_gather_v", calls, timeout, [&](Operation& op) {

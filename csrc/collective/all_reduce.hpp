@@ -1,6 +1,6 @@
 // All-reduce: every rank gets the reduction of all ranks' elements. Called by the bindings.
 //
-// Two algorithms, chosen by size and number of ranks (all_reduce.cpp). Few bytes, or two ranks: everybody pulls
+// Two algorithms, chosen by size and number of ranks. Up to 8 KiB, or two ranks: everybody pulls
 // everything and reduces it all. Else: everybody reduces a share of the elements and pulls the others' results. Both
 // reduce every element in rank order with the same kernels, so they give the same bits, on all ranks, every time.
 #pragma once

@@ -16,6 +16,7 @@ void all_to_all(Communicator& comm, const void* mine, void* all, uint64_t bytes_
   uint64_t calls = comm.collective_seq();
   comm.operate("all_to_all", calls, timeout, [&](Operation& op) {
     Exchange exchange(comm, op, {Collective::all_to_all}, bytes_each);
+    exchange.expect(bytes);
     for (uint64_t round = 0; round < pieces.rounds(); ++round) {
       const uint64_t first = pieces.first(round), part = pieces.bytes(round);
       exchange.publish(

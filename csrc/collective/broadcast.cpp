@@ -9,10 +9,11 @@ void broadcast(Communicator& comm, void* data, uint64_t bytes, int root, double 
   if (root < 0 || root >= comm.size())
     fail(Status::InvalidArgument, "root=", root, ": expected 0 to ", comm.size() - 1);
   auto* at = static_cast<std::byte*>(data);
-  const Pieces pieces = Pieces::of(bytes, scratch_round_bytes);
+  const Pieces pieces = Pieces::of(bytes, Exchange::most_alike(comm));
   uint64_t calls = comm.collective_seq();
   comm.operate("broadcast", calls, timeout, [&](Operation& op) {
     Exchange exchange(comm, op, {Collective::broadcast, {}, {}, static_cast<uint32_t>(root)}, bytes);
+    exchange.expect(bytes);
     for (uint64_t round = 0; round < pieces.rounds(); ++round) {
       std::byte* here = at + pieces.first(round);
       const uint64_t part = pieces.bytes(round);

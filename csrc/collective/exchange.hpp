@@ -35,19 +35,21 @@ class Exchange {
            const uint64_t* counts = nullptr)
       : comm_(comm), op_(op), call_(call.packed()), size_(size), counts_(counts) {}
 
+  // The most bytes that all can be given in a round, if they are the same for all.
+  static uint64_t most_alike(const Communicator& comm) { return scratch_round_bytes(comm.size()); }
   // The most bytes that one member can be given in a round, if all are given as many.
   static uint64_t most_each(const Communicator& comm) {
-    return round_down(scratch_round_bytes / static_cast<uint64_t>(std::max(comm.size() - 1, 1)), cache_line);
+    return round_down(most_alike(comm) / static_cast<uint64_t>(std::max(comm.size() - 1, 1)), cache_line);
   }
 
   // The same for pieces of several lengths: the most that they may be in all. Each may be a cache line longer than its
   // even share, and is rounded up to whole ones.
   static uint64_t most_together(const Communicator& comm) {
-    return scratch_round_bytes -
-           std::min(3 * cache_line * static_cast<uint64_t>(comm.size()), scratch_round_bytes / 2);
+    const uint64_t most = most_alike(comm);
+    return most - std::min(3 * cache_line * static_cast<uint64_t>(comm.size()), most / 2);
   }
 
-  // Begins a round: every other member is given what give(member) says, a Given; in all at most scratch_round_bytes,
+  // Begins a round: every other member is given what give(member) says, a Given; in all at most most_alike(),
   // every piece rounded up to cache lines. `rounds`: how many this rank needs.
   template <class Give>
   void publish(Give give, uint64_t rounds = 1) {
@@ -81,6 +83,11 @@ class Exchange {
     for (int step = 1; step < comm_.size(); ++step) await((comm_.rank() + step) % comm_.size());
   }
 
+  // How many bytes every rank gets in the whole call, or about so: more than caches hold are written past them.
+  void expect(uint64_t bytes) {
+    past_caches_ = bytes >= shared_cache_bytes() / 2 / static_cast<uint64_t>(comm_.size());
+  }
+
   // Of the member's record: as it says, not checked.
   uint64_t rows(int member) const { return posted(member)[exchange_record::rows]; }
   uint64_t rounds(int member) const { return posted(member)[exchange_record::rounds]; }
@@ -97,7 +104,7 @@ class Exchange {
   void pull(int member, void* to, uint64_t bytes) {
     if (bytes == 0) return;
     if (const std::byte* from = reach(member, bytes)) {
-      std::memcpy(to, from, bytes);
+      past_caches_ ? copy_past_caches(to, from, bytes) : static_cast<void>(std::memcpy(to, from, bytes));
     } else {
       const Transfer transfer{to, checked_where(member, bytes), bytes};
       comm_.world().provider().get(comm_.peer_scratch(member), &transfer, 1);
@@ -117,7 +124,7 @@ class Exchange {
 
   uint64_t begin(uint64_t bytes);  // gives the offset in the scratch memory
   void stage(const Given& given, uint64_t at) const {
-    if (staged(given.bytes)) std::memcpy(comm_.scratch().at(at), given.data, given.bytes);
+    if (staged(given.bytes)) comm_.scratch().write(at, given.data, given.bytes);
   }
   void post(int member, const Given& given, uint64_t rounds, uint64_t at);
   void published();
@@ -133,6 +140,7 @@ class Exchange {
   const uint64_t* counts_;
   uint64_t counts_at_ = 0;
   uint64_t seq_ = 0;
+  bool past_caches_ = false;
 };
 
 // Pieces of the same size, but for the last, in which `total` bytes go in `rounds` rounds.

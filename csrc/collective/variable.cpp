@@ -21,13 +21,14 @@ void VariableRows::learn(Operation& op, const Exchange& exchange, uint64_t own_r
                    rounds = own ? own_rounds : exchange.rounds(member);
     uint64_t given;
     if (__builtin_mul_overflow(rows, row_bytes_, &given) || rows > beyond_memory || given > beyond_memory ||
-        rounds == 0 || rounds > beyond_memory / scratch_round_bytes)
+        rounds == 0 || rounds > beyond_memory)
       fail(Status::Failure, "rank ", comm_.job_rank(member), " announces ", rows, " rows of ", row_bytes_, " bytes in ",
            rounds, " rounds: its record is damaged");
     counts_[member] = rows;
     all += rows;
     rounds_ = std::max(rounds_, rounds);
   }
+  bytes_ = all * row_bytes_;
   try {
     to_ = static_cast<std::byte*>(room_(all));
   } catch (Error& error) {
@@ -42,6 +43,7 @@ void VariableRows::receive(Operation& op, Exchange& exchange, uint64_t round, co
                            uint64_t rounds) {
   exchange.await_all();
   if (round == 0) learn(op, exchange, own.rows, rounds);
+  exchange.expect(bytes_);
   op.phase("pulling");
   std::byte* to = to_;
   for (int member = 0; member < comm_.size() && !refused_; ++member) {

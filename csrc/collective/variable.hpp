@@ -40,7 +40,7 @@ class VariableRows {
   const uint64_t row_bytes_;
   const Room& room_;
   uint64_t* counts_;
-  uint64_t rounds_ = 1;
+  uint64_t rounds_ = 1, bytes_ = 0;
   std::byte* to_ = nullptr;
   std::exception_ptr refused_;
 };

@@ -2,10 +2,10 @@
 // declares them (records of collectives: sync/record_layout.hpp; drawn in docs/memory-layout.md).
 //
 //   offset 0     header      who and how large; written once by the owner, `ready` last
-//         64     bell        doorbell and alarm; written by anybody
-//        128     status      what the owner is doing; written by the owner, read by peers and from outside
-//        192     failure     the text of the owner's error; written once by the owner
-//        704     peer flags  one word per rank: dead, failed; set by anybody who knows, never cleared
+//         64     bell        doorbell, and on the next line the alarm; written by anybody
+//        192     status      what the owner is doing; written by the owner, read by peers and from outside
+//        256     failure     the text of the owner's error; written once by the owner
+//        768     peer flags  one word per rank: dead, failed; set by anybody who knows, never cleared
 //        ...     lines       records and barrier words, each written by one peer (allocated at run time)
 #pragma once
 
@@ -20,7 +20,7 @@ namespace xccl {
 
 constexpr uint64_t cache_line = 64;
 constexpr uint64_t control_magic = 0x4c4f52544e4f4358;  // "XCONTROL"
-constexpr uint32_t layout_version = 1;                  // raised with every change of any *_layout.hpp
+constexpr uint32_t layout_version = 2;                  // raised with every change of any *_layout.hpp
 constexpr uint64_t control_segment_bytes = uint64_t{64} << 20;  // address space; memory is taken line by line
 
 // Written by the owner before it sends the parcel that lets peers attach (group/bootstrap.hpp). A reader fetches
@@ -37,10 +37,11 @@ struct alignas(cache_line) ControlHeader {
 
 struct alignas(cache_line) Bell {
   Doorbell doorbell;  // byte 0
-  uint32_t unused;
+  // A line of its own: others read the doorbell with every record that they send, and the owner asks for the alarm by an
+  // atomic addition at the end of every call (Communicator::require_trust), which would take the line from them.
   // Nonzero: a peer flag has been set since the owner last looked. Anybody stores 1, the owner stores 0 and then
   // reads the flags: a flag set later raises the alarm again, so none is missed.
-  std::atomic<uint64_t> alarm;  // byte 8
+  alignas(cache_line) std::atomic<uint64_t> alarm;  // byte 64
 };
 
 enum class RankState : uint64_t { running = 1, closed = 2 };
@@ -78,8 +79,8 @@ constexpr uint64_t peer_flags_offset = sizeof(ControlFixed);
 
 constexpr uint64_t peer_flag_offset(int rank) { return peer_flags_offset + 8 * static_cast<uint64_t>(rank); }
 
-static_assert(sizeof(ControlHeader) == 64 && sizeof(Bell) == 64 && sizeof(StatusLine) == 64);
-static_assert(bell_offset == 64 && status_offset == 128 && failure_offset == 192 && peer_flags_offset == 704);
+static_assert(sizeof(ControlHeader) == 64 && sizeof(Bell) == 128 && sizeof(StatusLine) == 64);
+static_assert(bell_offset == 64 && status_offset == 192 && failure_offset == 256 && peer_flags_offset == 768);
 static_assert(std::is_standard_layout_v<ControlFixed>);
 static_assert(std::atomic<uint64_t>::is_always_lock_free && std::atomic<uint32_t>::is_always_lock_free);
 

@@ -52,7 +52,7 @@ std::string bytes_of(int from, int to, uint64_t number, uint64_t length) {
 
 // Around what rides in a record, around cache lines, around pages; and more than a round takes.
 constexpr uint64_t lengths[] = {0, 1, 23, 24, 25, 63, 64, 65, 1000, 4096, 70'001};
-constexpr uint64_t several_rounds = scratch_round_bytes + 100'001;
+constexpr uint64_t several_rounds = most_scratch_round_bytes + 100'001;
 
 // Sums of these depend on their order.
 float value_of(int rank, uint64_t i) {
@@ -128,7 +128,7 @@ TEST("what does not fit in a round goes in several") {
     }
 
     // With three ranks the work is shared, and a chunk is what fits in three shares of half a round.
-    const uint64_t count = (size == 2 ? several_rounds : 3 * scratch_round_bytes / 2 + 4444) / 4;
+    const uint64_t count = (size == 2 ? several_rounds : 3 * most_scratch_round_bytes / 2 + 4444) / 4;
     std::vector<float> data = values(comm.rank(), count);
     all_reduce(comm, data.data(), data.data(), count, ElementType::float32, ReduceOp::sum);
     CHECK(same_bits(data, sums(comm.size(), count)));
@@ -167,7 +167,7 @@ TEST("rows of unequal counts come in rank order, with their counts") {
           const auto kind = random() % 4;
           count = kind == 0 ? 0 : kind == 1 ? random() % 4 : kind == 2 ? random() % 40 : random() % 300;
         }
-      if (number == 9 && size <= 3) counts[0][size - 1] = scratch_round_bytes / 4096 + 77;
+      if (number == 9 && size <= 3) counts[0][size - 1] = most_scratch_round_bytes / 4096 + 77;
       std::string rows, expected, got;
       std::vector<uint64_t> expected_counts, got_counts(size, 99);
       for (size_t other = 0; other < size; ++other) {
@@ -238,9 +238,8 @@ TEST(
   const Delays delays;
   on_all({1, 2, 3, 5, 8}, [](Communicator& comm) {
     const auto size = static_cast<uint64_t>(comm.size());
-    for (const uint64_t count :
-         {uint64_t{0}, uint64_t{1}, uint64_t{6}, uint64_t{7}, uint64_t{1000}, uint64_t{16384} / size,
-          uint64_t{16384} / size + 1, uint64_t{17'001}, uint64_t{40'000}}) {
+    for (const uint64_t count : {uint64_t{0}, uint64_t{1}, uint64_t{6}, uint64_t{7}, uint64_t{1000},
+                                 uint64_t{2048}, uint64_t{2049}, uint64_t{17'001}, uint64_t{40'000}}) {
       const std::vector<float> in = values(comm.rank(), count), expected = sums(comm.size(), count);
       std::vector<float> out(count, -1.0f);
       all_reduce(comm, in.data(), out.data(), count, ElementType::float32, ReduceOp::sum);
