@@ -11,6 +11,7 @@ import sys
 
 import ml_dtypes
 import numpy as np
+
 import xccl
 
 EXPERTS, TOPK, TOKENS = 64, 8, 32

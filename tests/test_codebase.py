@@ -9,13 +9,16 @@ import sys
 from pathlib import Path
 
 import pytest
+
 import xccl
 from xccl import _core
 
 ROOT = Path(__file__).resolve().parents[1]
 NATIVE = sorted(path for path in (ROOT / "csrc").rglob("*") if path.suffix in (".hpp", ".cpp"))
 PACKAGE = sorted((ROOT / "xccl").rglob("*.py"))
-OUTSIDE = [path for folder in ("tests", "examples", "bench") for path in sorted((ROOT / folder).rglob("*.py"))]
+OUTSIDE = [
+    path for folder in ("tests", "examples", "bench") for path in sorted((ROOT / folder).rglob("*.py"))
+]
 EVERY_PYTHON = [*PACKAGE, *OUTSIDE]
 DOCUMENTS = sorted(path for path in ROOT.rglob("*.md") if not {".venv", "build"} & set(path.parts))
 
@@ -86,10 +89,12 @@ def test_the_stub_has_the_names_of_the_native_module_and_no_others():
 def test_importing_does_no_work():
     program = """
 import os, threading, numpy, ml_dtypes
-before = set(os.listdir("/proc/self/fd")), threading.active_count(), len(os.listdir("/proc/self/task")), dict(os.environ)
+def facts():
+    tasks = len(os.listdir("/proc/self/task"))
+    return set(os.listdir("/proc/self/fd")), threading.active_count(), tasks, dict(os.environ)
+before = facts()
 import xccl
-after = set(os.listdir("/proc/self/fd")), threading.active_count(), len(os.listdir("/proc/self/task")), dict(os.environ)
-assert before == after, (before, after)
+assert before == facts(), (before, facts())
 """
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
 

@@ -13,6 +13,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+
 import xccl
 from xccl import _core
 
@@ -144,7 +145,9 @@ def very_large(comm, nbytes):
     y = np.empty(nbytes, np.uint8)
     status = comm.recv(y, 0, timeout=100)
     assert all(int.from_bytes(y[at : at + 8].tobytes(), "little") == at for at in range(0, nbytes, step))
-    assert np.count_nonzero(y[-step:]) == np.count_nonzero(np.frombuffer((nbytes - step).to_bytes(8, "little"), "u1"))
+    assert np.count_nonzero(y[-step:]) == np.count_nonzero(
+        np.frombuffer((nbytes - step).to_bytes(8, "little"), "u1")
+    )
     return status.nbytes
 
 
@@ -183,7 +186,9 @@ def truncated(comm):
             comm.send(x, 1, tag=2)
             continue
         y = np.empty(size, np.uint8)
-        with pytest.raises(xccl.Truncated, match=rf"{size} bytes from rank 0 with tag 2 .* {size - 1} bytes") as caught:
+        with pytest.raises(
+            xccl.Truncated, match=rf"{size} bytes from rank 0 with tag 2 .* {size - 1} bytes"
+        ) as caught:
             comm.recv(y[:-1], 0)
         assert caught.value.ranks == [0]
         request = comm.irecv(y[:-1], 0)
@@ -362,7 +367,12 @@ def lost_peer(comm):
     comm.barrier()
     requests = [comm.isend(pattern(100_000, 1), 1), comm.irecv(np.empty(3), 1)]
     ended = []
-    for call in (lambda: comm.recv(np.empty(3), 1, timeout=20), requests[0].wait, requests[1].wait, comm.barrier):
+    for call in (
+        lambda: comm.recv(np.empty(3), 1, timeout=20),
+        requests[0].wait,
+        requests[1].wait,
+        comm.barrier,
+    ):
         try:
             call()
         except xccl.PeerLost as error:

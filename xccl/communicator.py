@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
-
 from xccl import _core
 from xccl.arguments import deadline, dimensions, positive_seconds, refuse_objects, whole
 from xccl.array import Array, as_dtype

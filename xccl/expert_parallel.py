@@ -384,7 +384,9 @@ def _size(count: float) -> str:
 def _row_dtype(dtype: Any) -> np.dtype[Any]:
     found = as_dtype(dtype)
     if found.name not in ("float32", "float16", "bfloat16") or not found.isnative:
-        raise InvalidArgument(f"dtype={dtype!r}: expected float32, float16 or bfloat16, in this machine's byte order")
+        raise InvalidArgument(
+            f"dtype={dtype!r}: expected float32, float16 or bfloat16, in this machine's byte order"
+        )
     return found
 
 

@@ -46,7 +46,8 @@ void Exchange::wait(int member) {
 uint64_t Exchange::checked_where(int member, uint64_t length) const {
   const uint64_t at = posted(member)[where];
   if (at > scratch_bytes || length > scratch_bytes - at)
-    fail(Status::Failure, "rank ", comm_.job_rank(member), " names memory outside its scratch memory: its record is damaged");
+    fail(Status::Failure, "rank ", comm_.job_rank(member),
+         " names memory outside its scratch memory: its record is damaged");
   return at;
 }
 
@@ -112,19 +113,20 @@ const char* size_name(Collective collective) {
 std::string Exchange::difference(int member) {
   const Payload theirs = posted(member);
   const auto differs = [&](const char* what, const auto& mine, const auto& other) {
-    return text(what, ": rank ", own_rank(), " has ", mine, ", rank ", comm_.job_rank(member), " has ", other);
+    return text(what, ": rank ", own_rank(), " has ", mine, ", rank ", comm_.job_rank(member), " has ",
+                other);
   };
   const ExchangeCall a = ExchangeCall::unpacked(call_), b = ExchangeCall::unpacked(theirs[call]);
   if (a.collective != b.collective)
-    return text("rank ", own_rank(), " calls ", name_of(a.collective), ", rank ", comm_.job_rank(member), " calls ",
-                name_of(b.collective), "; all ranks must make the same calls in the same order");
+    return text("rank ", own_rank(), " calls ", name_of(a.collective), ", rank ", comm_.job_rank(member),
+                " calls ", name_of(b.collective), "; all ranks must make the same calls in the same order");
   if (a.type != b.type) return differs("dtype", element_type_name(a.type), element_type_name(b.type));
   if (a.op != b.op) return differs("op", reduce_op_name(a.op), reduce_op_name(b.op));
   if (a.root != b.root) return differs("root", a.root, b.root);
   if (counts_) return counts_difference(member);
   const char* unit = size_name(a.collective);
-  return text("rank ", own_rank(), " gives ", size_, unit, ", rank ", comm_.job_rank(member), " gives ", theirs[size],
-              unit);
+  return text("rank ", own_rank(), " gives ", size_, unit, ", rank ", comm_.job_rank(member), " gives ",
+              theirs[size], unit);
 }
 
 // Only their hash is in the record. Who disagrees uses its scratch memory no more, so the list is still there.
@@ -132,14 +134,15 @@ std::string Exchange::counts_difference(int member) {
   const auto ranks = static_cast<size_t>(comm_.size());
   std::vector<uint64_t> theirs(ranks);
   const uint64_t at = posted(member)[counts];
-  if (at > scratch_bytes - 8 * ranks) fail(Status::Failure, "rank ", comm_.job_rank(member), "'s record is damaged");
+  if (at > scratch_bytes - 8 * ranks)
+    fail(Status::Failure, "rank ", comm_.job_rank(member), "'s record is damaged");
   const Transfer transfer{theirs.data(), at, 8 * ranks};
   comm_.world().provider().get(comm_.peer_scratch(member), &transfer, 1);
   quiet();
   for (size_t i = 0; i < ranks; ++i)
     if (theirs[i] != counts_[i])
-      return text("counts[", i, "]: rank ", own_rank(), " has ", counts_[i], ", rank ", comm_.job_rank(member), " has ",
-                  theirs[i]);
+      return text("counts[", i, "]: rank ", own_rank(), " has ", counts_[i], ", rank ",
+                  comm_.job_rank(member), " has ", theirs[i]);
   return text("counts: rank ", own_rank(), " and rank ", comm_.job_rank(member), " have different ones");
 }
 

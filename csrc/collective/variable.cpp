@@ -22,8 +22,8 @@ void VariableRows::learn(Operation& op, const Exchange& exchange, uint64_t own_r
     uint64_t given;
     if (__builtin_mul_overflow(rows, row_bytes_, &given) || rows > beyond_memory || given > beyond_memory ||
         rounds == 0 || rounds > beyond_memory)
-      fail(Status::Failure, "rank ", comm_.job_rank(member), " announces ", rows, " rows of ", row_bytes_, " bytes in ",
-           rounds, " rounds: its record is damaged");
+      fail(Status::Failure, "rank ", comm_.job_rank(member), " announces ", rows, " rows of ", row_bytes_,
+           " bytes in ", rounds, " rounds: its record is damaged");
     counts_[member] = rows;
     all += rows;
     rounds_ = std::max(rounds_, rounds);

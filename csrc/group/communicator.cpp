@@ -98,8 +98,9 @@ void Communicator::connect(const std::vector<Card>& cards, uint64_t id) {
 
 RankState Communicator::state(int member) {
   if (world_->state(job_rank(member)) == RankState::closed) return RankState::closed;
-  return static_cast<RankState>(world_->provider().fetch(
-      group_.controls[static_cast<size_t>(member)], blocks_[static_cast<size_t>(member)] + offsetof(Seat, state)));
+  return static_cast<RankState>(
+      world_->provider().fetch(group_.controls[static_cast<size_t>(member)],
+                               blocks_[static_cast<size_t>(member)] + offsetof(Seat, state)));
 }
 
 void Communicator::set_engine(Engine* engine) {
@@ -315,7 +316,8 @@ void Communicator::close() {
   bool passed = true;
   for (int member = 0; member < size(); ++member) {
     if (member == rank()) continue;
-    passed &= world_->drain([&] { return board_->passed(member, collective_seq_) || !running(member); }, deadline);
+    passed &=
+        world_->drain([&] { return board_->passed(member, collective_seq_) || !running(member); }, deadline);
   }
   at_last.all_passed = passed;
 }

@@ -190,9 +190,7 @@ class Communicator : public Vigil {
   void free_retired(uint64_t all_closed_before);
 
   // Whether the member shows that it is, or has been, in this very operation: for messages about late ranks.
-  bool reached(int member, const Operation& op) {
-    return world_->reached(job_rank(member), op.name, op.seq);
-  }
+  bool reached(int member, const Operation& op) { return world_->reached(job_rank(member), op.name, op.seq); }
 
   // Called at the end of every operation that pulled: PeerLost or PeerFailed unless what was pulled can be trusted.
   void require_trust();

@@ -14,9 +14,11 @@
 namespace xccl {
 
 struct alignas(cache_line) Seat {
-  Doorbell doorbell;  // of sub-communicators; the first communicator's members sleep at the segment's own bell
+  Doorbell
+      doorbell;  // of sub-communicators; the first communicator's members sleep at the segment's own bell
   uint32_t unused;
-  std::atomic<uint64_t> state;  // RankState of the member in this communicator; release: all it published is before
+  std::atomic<uint64_t>
+      state;  // RankState of the member in this communicator; release: all it published is before
 };
 static_assert(sizeof(Seat) == cache_line);
 

@@ -175,7 +175,8 @@ void World::hear() {
 }
 
 bool World::all_fine() {
-  const std::lock_guard lock(news_mutex_);  // another thread may have lowered the alarm and not yet read the flags
+  const std::lock_guard lock(
+      news_mutex_);  // another thread may have lowered the alarm and not yet read the flags
   // acq_rel on a read-modify-write: the caller's reads stay before it. (A fence would do; ThreadSanitizer does not see
   // those.)
   return fixed().bell.alarm.fetch_add(0, std::memory_order_acq_rel) == 0 && !anybody_down();

@@ -47,9 +47,7 @@ class World {
   // --- Deaths and failures ---
   // Any rank but this one that is known to have died or failed.
   bool anybody_down() const;
-  PeerFlag flag(int rank) const { 
-    return known_[static_cast<size_t>(rank)].load(std::memory_order_relaxed);
-  }
+  PeerFlag flag(int rank) const { return known_[static_cast<size_t>(rank)].load(std::memory_order_relaxed); }
   // Takes in what others have announced since the last look.
   void hear();
   // Whether nobody has announced a death or a failure until now. What the caller has read before stays before.

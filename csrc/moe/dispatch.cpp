@@ -40,7 +40,8 @@ class DispatchCall {
     comm_.require_trust();
     ep_.board_->finish(op_.seq);
     slot.leased.store(true, std::memory_order_relaxed);
-    return std::make_shared<Dispatched>(Dispatched{routing_, std::make_shared<Lease>(ep_.memory_, slot), op_.seq});
+    return std::make_shared<Dispatched>(
+        Dispatched{routing_, std::make_shared<Lease>(ep_.memory_, slot), op_.seq});
   }
 
  private:
@@ -122,7 +123,8 @@ class DispatchCall {
     for (int member = 0; member < size(); ++member) {
       const Payload& record = heard(member);
       if (record[ep_record::tokens] > most_tokens || record[ep_record::rows] > most_rows)
-        fail(Status::Failure, "rank ", comm_.job_rank(member), " announces more than max_tokens: its record is damaged");
+        fail(Status::Failure, "rank ", comm_.job_rank(member),
+             " announces more than max_tokens: its record is damaged");
       if (record[ep_record::rows])
         ep_.require_in_region(member, record[ep_record::where], record[ep_record::tokens] * row_bytes());
       if (!fresh_ && (record[ep_record::tokens] != routing_->tokens_of[static_cast<size_t>(member)] ||

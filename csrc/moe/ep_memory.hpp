@@ -27,8 +27,7 @@ struct ResultSlot {
 
 class EpMemory {
  public:
-  EpMemory(std::shared_ptr<World> world, const EpShape& shape, const Placement& placement,
-           int rank);
+  EpMemory(std::shared_ptr<World> world, const EpShape& shape, const Placement& placement, int rank);
   ~EpMemory();
   EpMemory(const EpMemory&) = delete;
   EpMemory& operator=(const EpMemory&) = delete;

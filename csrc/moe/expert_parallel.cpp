@@ -125,7 +125,8 @@ void ExpertParallel::require_ours(const Dispatched& result) const {
 void ExpertParallel::require_in_region(int member, uint64_t offset, uint64_t bytes) const {
   const uint64_t have = peer(member).bytes;
   if (offset > have || bytes > have - offset)
-    fail(Status::Failure, "rank ", comm_->job_rank(member), " names memory outside its region: its record is damaged");
+    fail(Status::Failure, "rank ", comm_->job_rank(member),
+         " names memory outside its region: its record is damaged");
 }
 
 bool ExpertParallel::in_use() {
@@ -182,8 +183,7 @@ void ExpertParallel::exchange(Operation& op, const std::vector<Payload>& records
   };
   throw Error(Status::Mismatch,
               text("rank ", comm.job_rank(comm.rank()), " calls ", describe(mine), ", rank ",
-                   comm.job_rank(differ[0]), " calls ",
-                   describe(heard_[static_cast<size_t>(differ[0])]),
+                   comm.job_rank(differ[0]), " calls ", describe(heard_[static_cast<size_t>(differ[0])]),
                    "; all ranks must make the same calls on an ExpertParallel in the same order"),
               comm.job_ranks(differ));
 }

@@ -7,9 +7,9 @@
 
 namespace xccl {
 namespace {
-constexpr uint64_t most_unmatched = 8192;       // buffered messages of a pair
-constexpr uint64_t stream_chunk = 32 * 1024;    // copied before the peer is told
-constexpr uint64_t stream_step = 256 * 1024;    // memory taken at once for short streams
+constexpr uint64_t most_unmatched = 8192;     // buffered messages of a pair
+constexpr uint64_t stream_chunk = 32 * 1024;  // copied before the peer is told
+constexpr uint64_t stream_step = 256 * 1024;  // memory taken at once for short streams
 constexpr size_t regions_remembered = 8;
 }  // namespace
 
@@ -111,7 +111,8 @@ void Channel::publish_credits() {
 
 bool Channel::may_buffer() {
   if (buffered_ - matched_there_ < most_unmatched) return true;
-  matched_there_ = words_->matched.load(std::memory_order_relaxed);  // a number, nothing else is read because of it
+  matched_there_ =
+      words_->matched.load(std::memory_order_relaxed);  // a number, nothing else is read because of it
   return buffered_ - matched_there_ < most_unmatched;
 }
 

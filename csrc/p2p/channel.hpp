@@ -68,17 +68,17 @@ class Channel {
 
   // --- Records out ---
   bool has_room() { return backlog_.empty() && ring_has_room(); }  // a record posted now goes out at once
-  void post(const Payload& record);    // at once, or behind those that wait for room
+  void post(const Payload& record);  // at once, or behind those that wait for room
   bool flushed() const { return backlog_.empty(); }
-  List<Request> waiting;               // sends that wait for room, in order
-  List<Request> offered;               // announced, and not yet answered
+  List<Request> waiting;  // sends that wait for room, in order
+  List<Request> offered;  // announced, and not yet answered
   uint64_t next_id() { return ++last_id_; }
 
   // --- Records in ---
   // Is there anything to do here? Cheap: asked of every channel in every wait.
   bool quiet() const {
-    return !has_record() && deliveries_.empty() && streaming_.empty() && backlog_.empty() && waiting.empty() &&
-           settling.empty() && !held;
+    return !has_record() && deliveries_.empty() && streaming_.empty() && backlog_.empty() &&
+           waiting.empty() && settling.empty() && !held;
   }
   bool has_record() const {
     // seq_cst: acquires the record, and is step B of doorbell.hpp.
@@ -154,8 +154,8 @@ class Channel {
   const ChannelLayout layout_;
   const int member_, job_rank_;
   PayloadMemory& payload_;
-  Record* ring_;         // own: the peer writes
-  ChannelWords* words_;  // own: the peer writes
+  Record* ring_;                     // own: the peer writes
+  ChannelWords* words_;              // own: the peer writes
   uint64_t peer_ring_, peer_words_;  // offsets in the peer's segment, where this rank writes
 
   uint64_t posted_ = 0, drained_there_ = 0;

@@ -25,10 +25,12 @@ namespace xccl {
 // Written by one member about both directions of its traffic with the owner. They only grow. The loads and stores
 // that a sleeping rank may wait for are seq_cst (doorbell.hpp), and acquire and release what the comments say.
 struct alignas(cache_line) ChannelWords {
-  std::atomic<uint64_t> produced;     // bytes the writer has put into its stream: they are there
-  std::atomic<uint64_t> consumed;     // bytes the writer has taken from the owner's stream: they may be overwritten
-  std::atomic<uint64_t> drained;      // records the writer has read: their places may be overwritten
-  std::atomic<uint64_t> eager_freed;  // position up to which the owner's eager area is read: it may be overwritten
+  std::atomic<uint64_t> produced;  // bytes the writer has put into its stream: they are there
+  std::atomic<uint64_t>
+      consumed;  // bytes the writer has taken from the owner's stream: they may be overwritten
+  std::atomic<uint64_t> drained;  // records the writer has read: their places may be overwritten
+  std::atomic<uint64_t>
+      eager_freed;  // position up to which the owner's eager area is read: it may be overwritten
   std::atomic<uint64_t> matched;      // buffered messages of the owner that the writer has matched
   std::atomic<uint64_t> withdrawals;  // offers that the writer has wanted back
 };

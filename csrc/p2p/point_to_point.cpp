@@ -5,8 +5,8 @@
 
 namespace xccl {
 namespace {
-constexpr int spins_with_cores = 200;    // of PAUSE: some microseconds, in which most answers come
-constexpr int spins_without = 1;         // more ranks than cores: whoever we wait for needs this one
+constexpr int spins_with_cores = 200;     // of PAUSE: some microseconds, in which most answers come
+constexpr int spins_without = 1;          // more ranks than cores: whoever we wait for needs this one
 constexpr uint64_t credit_interval = 64;  // calls of advance()
 }  // namespace
 
@@ -155,8 +155,7 @@ MessageInfo PointToPoint::wait(Request& request, double timeout) {
     if (spin(request)) return result(request);
   }
   complete(
-      "wait", request.peer, timeout, [&] { return request.finished(); },
-      [] { return GivenUp::taken_back; });
+      "wait", request.peer, timeout, [&] { return request.finished(); }, [] { return GivenUp::taken_back; });
   return result(request);
 }
 

@@ -157,9 +157,7 @@ void PointToPoint::complete(const char* op, int peer, double timeout, Done done,
         if (member != comm_->rank() && comm_->running(member)) return false;
       return comm_->size() > 1;
     };
-    const auto not_needed = [&](int member) {
-      return peer == any_source ? !nobody_there() : member != peer;
-    };
+    const auto not_needed = [&](int member) { return peer == any_source ? !nobody_there() : member != peer; };
     const auto ready = [&] {
       advance();
       return done() || damaged_.has_value();

@@ -10,9 +10,7 @@ namespace {
 
 bool is_streamed(const Payload& offer) { return offer[p2p_record::offset] == p2p_record::to_be_streamed; }
 
-RegionKey key_of(const Payload& record) {
-  return {{record[p2p_record::key0], record[p2p_record::key1]}};
-}
+RegionKey key_of(const Payload& record) { return {{record[p2p_record::key0], record[p2p_record::key1]}}; }
 
 Error truncated(const Message& message, uint64_t room, int job_rank) {
   return Error(Status::Truncated,

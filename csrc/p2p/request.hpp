@@ -34,10 +34,10 @@ struct View {
   std::atomic<bool> released{false};  // by whoever drops it, in any thread; the engine then tells the sender
 
   // --- for the engine ---
-  std::shared_ptr<void> owner;         // mapping of the sender's memory
-  Bytes copy;                          // where it cannot be borrowed
-  std::optional<uint64_t> segment;     // of an eager message
-  std::optional<uint64_t> offer;       // id of a claimed offer
+  std::shared_ptr<void> owner;      // mapping of the sender's memory
+  Bytes copy;                       // where it cannot be borrowed
+  std::optional<uint64_t> segment;  // of an eager message
+  std::optional<uint64_t> offer;    // id of a claimed offer
 };
 
 struct Request : Linked<Request> {
@@ -65,7 +65,7 @@ struct Request : Linked<Request> {
   std::shared_ptr<View> view;
   MessageInfo info;
   std::optional<Error> error;
-  Bytes rest;                       // of a send that was not waited for any longer: what is still to be streamed
+  Bytes rest;  // of a send that was not waited for any longer: what is still to be streamed
   std::shared_ptr<void> keepalive;  // of the array
   std::shared_ptr<Request> self;    // while a queue needs it, if nobody else may
 
@@ -79,8 +79,8 @@ struct Message : Linked<Message> {
   uint64_t bytes = 0;
   Payload record{};                 // as it came
   std::optional<uint64_t> segment;  // of an eager message
-  bool kept = false;                // its bytes are, or will be, in `buffer`: a receive gave up while they came
-  bool complete = true;             // of a kept one: all bytes are there
+  bool kept = false;     // its bytes are, or will be, in `buffer`: a receive gave up while they came
+  bool complete = true;  // of a kept one: all bytes are there
   Bytes buffer;
 
   p2p_record::Kind kind() const { return p2p_record::kind_of(record[p2p_record::head]); }

@@ -179,9 +179,8 @@ void PointToPoint::detach(Request& request) {
 }
 
 bool PointToPoint::all_sent() {
-  return std::all_of(channels_.begin(), channels_.end(), [&](const auto& one) {
-    return one->all_sent() || !comm_->running(one->member());
-  });
+  return std::all_of(channels_.begin(), channels_.end(),
+                     [&](const auto& one) { return one->all_sent() || !comm_->running(one->member()); });
 }
 
 }  // namespace xccl

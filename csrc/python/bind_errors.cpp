@@ -5,7 +5,8 @@
 namespace xccl::python {
 
 void set_python_error(const Error& error) {
-  const py::object type = py::module_::import("xccl.errors").attr("class_of_status")(status_name(error.status));
+  const py::object type =
+      py::module_::import("xccl.errors").attr("class_of_status")(status_name(error.status));
   // An error's text may come from another rank, cut off in the middle of a character.
   const std::string text = error.what();
   const auto message = py::reinterpret_steal<py::object>(

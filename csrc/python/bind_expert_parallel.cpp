@@ -179,8 +179,9 @@ void bind_expert_parallel(py::module_& m) {
       [](int64_t num_experts, int64_t hidden, int64_t max_tokens, int64_t topk, const std::string& dtype,
          int64_t results, int size, int rank, uint64_t tokens, uint64_t rows, bool in_place) {
         py::list out;
-        for (const PlanLine& line : plan(make_shape(num_experts, hidden, max_tokens, topk, dtype, results),
-                                         size, rank, {tokens, rows, in_place}, PointToPoint::annex_bytes(size)))
+        for (const PlanLine& line :
+             plan(make_shape(num_experts, hidden, max_tokens, topk, dtype, results), size, rank,
+                  {tokens, rows, in_place}, PointToPoint::annex_bytes(size)))
           out.append(py::make_tuple(line.what, line.committed, line.reserved, line.shrink));
         return out;
       },

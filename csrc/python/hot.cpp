@@ -24,8 +24,7 @@ void release_for_long_wait(bool begins) {
 }
 
 struct Messages {
-  PyObject_HEAD
-  std::shared_ptr<PointToPoint>* p2p;
+  PyObject_HEAD std::shared_ptr<PointToPoint>* p2p;
 };
 
 const std::shared_ptr<PointToPoint>& p2p_of(PyObject* self) {
@@ -86,7 +85,8 @@ int Arguments::integer(int i, int otherwise) const {
   int overflow = 0;
   const long value = PyLong_AsLongAndOverflow(number.ptr(), &overflow);
   if (overflow || value > INT32_MAX || value < INT32_MIN)
-    fail(Status::InvalidArgument, names_[i], "=", std::string(py::str(number)), ": expected at most ", INT32_MAX);
+    fail(Status::InvalidArgument, names_[i], "=", std::string(py::str(number)), ": expected at most ",
+         INT32_MAX);
   return static_cast<int>(value);
 }
 
@@ -317,26 +317,32 @@ PyMethodDef methods[] = {
      "    dst: 0 to size - 1, also this rank itself.\n"
      "    tag: 0 to 2**31 - 1. Messages to the same rank with the same tag arrive in order.\n"
      "    timeout: seconds; the communicator's default if None.\n\n"
-     "Up to XCCL_EAGER_LIMIT bytes are buffered and the call returns at once. Larger messages are announced, and\n"
-     "the call waits until the receiver has come: an array of `comm.empty` is then read where it lies, another is\n"
-     "copied in pieces by both sides at once. (Rendezvous and eager protocols as in MPI; XCCL, arXiv:2508.02520.)\n\n"
+     "Up to XCCL_EAGER_LIMIT bytes are buffered and the call returns at once. Larger messages are announced, "
+     "and\n"
+     "the call waits until the receiver has come: an array of `comm.empty` is then read where it lies, "
+     "another is\n"
+     "copied in pieces by both sides at once. (Rendezvous and eager protocols as in MPI; XCCL, "
+     "arXiv:2508.02520.)\n\n"
      "Raises InvalidArgument; Timeout (the message was not sent; call again); PeerLost, PeerFailed, Closed."},
     {"recv", as_method(recv), fast,
      "recv($self, array, src=ANY_SOURCE, tag=ANY_TAG, timeout=None)\n--\n\n"
      "Receives a message into a writable C-contiguous array and returns its Status (src, tag, nbytes).\n\n"
-     "A shorter message leaves the rest of the array as it is. With wildcards, sources are served in turn.\n\n"
+     "A shorter message leaves the rest of the array as it is. With wildcards, sources are served in "
+     "turn.\n\n"
      "Raises Truncated, naming both sizes, if the message does not fit (it stays for a larger receive);\n"
      "Timeout (nothing was taken; call again); InvalidArgument, PeerLost, PeerFailed, Closed."},
     {"isend", as_method(isend), fast,
      "isend($self, array, dst, tag=0)\n--\n\n"
-     "Begins to send; returns a Request. The array is kept alive and must not be changed until it has finished.\n\n"
+     "Begins to send; returns a Request. The array is kept alive and must not be changed until it has "
+     "finished.\n\n"
      "Raises InvalidArgument, OutOfMemory. Messages go on in any later call of this rank on this job."},
     {"irecv", as_method(irecv), fast,
      "irecv($self, array, src=ANY_SOURCE, tag=ANY_TAG)\n--\n\n"
      "Begins to receive; returns a Request. Receives match messages in the order in which they were posted."},
     {"sendrecv", as_method(sendrecv), fast,
      "sendrecv($self, array, dst, into, src=ANY_SOURCE, send_tag=0, recv_tag=ANY_TAG, timeout=None)\n--\n\n"
-     "Sends `array` and receives into `into` at the same time, so that two ranks may call it for each other.\n"
+     "Sends `array` and receives into `into` at the same time, so that two ranks may call it for each "
+     "other.\n"
      "Returns the Status of the received message. Errors as for send and recv."},
     {"probe", as_method(probe), fast,
      "probe($self, src=ANY_SOURCE, tag=ANY_TAG, timeout=None)\n--\n\n"
@@ -349,8 +355,10 @@ PyMethodDef methods[] = {
      "Borrows a message where it lies, without copying it.\n\n"
      "    with comm.recv_view(src=0, tag=0, dtype='bfloat16', shape=(128, 7168)) as v:\n"
      "        use(v)                        # a read-only array\n\n"
-     "The sender's array stays in use until the block ends; then the array may show something else and must not be\n"
-     "used. A message of an array of `comm.empty`, or a buffered one, is borrowed; any other is received into memory\n"
+     "The sender's array stays in use until the block ends; then the array may show something else and must "
+     "not be\n"
+     "used. A message of an array of `comm.empty`, or a buffered one, is borrowed; any other is received "
+     "into memory\n"
      "of the view.\n"
      "The view has src, tag, nbytes and release().\n\n"
      "Raises InvalidArgument if the message is not of that dtype and shape (it stays); else as recv."},
@@ -367,7 +375,8 @@ PyType_Slot slots[] = {
     {0, nullptr},
 };
 
-PyType_Spec spec = {"xccl._core.Messages", sizeof(Messages), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE, slots};
+PyType_Spec spec = {"xccl._core.Messages", sizeof(Messages), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE,
+                    slots};
 
 }  // namespace
 

@@ -19,8 +19,7 @@ PyTypeObject* status_type = nullptr;
 // --- Request ---
 
 struct RequestObject {
-  PyObject_HEAD
-  std::shared_ptr<PointToPoint> p2p;
+  PyObject_HEAD std::shared_ptr<PointToPoint> p2p;
   std::shared_ptr<Request> request;
 };
 PyTypeObject* request_type = nullptr;
@@ -50,7 +49,9 @@ PyObject* request_test(PyObject* self, PyObject*) {
   });
 }
 
-PyObject* request_done(PyObject* self, void*) { return PyBool_FromLong(request_of(self).request->finished()); }
+PyObject* request_done(PyObject* self, void*) {
+  return PyBool_FromLong(request_of(self).request->finished());
+}
 
 void request_deallocate(PyObject* self) {
   PyTypeObject* type = Py_TYPE(self);
@@ -68,7 +69,8 @@ PyMethodDef request_methods[] = {
      "Waits until the request has finished and returns its Status; raises its error, such as Truncated.\n"
      "Timeout leaves the request as it is: wait again."},
     {"test", request_test, METH_NOARGS,
-     "test($self)\n--\n\nWhether the request has finished, after letting it make progress; raises its error."},
+     "test($self)\n--\n\nWhether the request has finished, after letting it make progress; raises its "
+     "error."},
     {nullptr, nullptr, 0, nullptr},
 };
 PyGetSetDef request_properties[] = {
@@ -88,8 +90,7 @@ PyType_Spec request_spec = {"xccl.Request", sizeof(RequestObject), 0,
 // --- View ---
 
 struct ViewObject {
-  PyObject_HEAD
-  std::shared_ptr<PointToPoint> p2p;
+  PyObject_HEAD std::shared_ptr<PointToPoint> p2p;
   std::shared_ptr<View> view;  // null once released; arrays over it keep the memory, but not what it holds
   MessageInfo info;
   PyObject* array;  // null once released
@@ -142,7 +143,8 @@ PyMethodDef view_methods[] = {
     {"__exit__", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(view_exit)), METH_FASTCALL,
      "Releases the view."},
     {"release", view_release, METH_NOARGS,
-     "release($self)\n--\n\nGives the message back. Arrays over it must not be used any more. Safe to call twice."},
+     "release($self)\n--\n\nGives the message back. Arrays over it must not be used any more. Safe to call "
+     "twice."},
     {nullptr, nullptr, 0, nullptr},
 };
 PyGetSetDef view_properties[] = {
@@ -156,7 +158,8 @@ PyType_Slot view_slots[] = {
     {Py_tp_methods, view_methods},
     {Py_tp_getset, view_properties},
     {Py_tp_dealloc, reinterpret_cast<void*>(view_deallocate)},
-    {Py_tp_doc, const_cast<char*>("A borrowed message; `with view as array:` releases it at the end of the block.")},
+    {Py_tp_doc,
+     const_cast<char*>("A borrowed message; `with view as array:` releases it at the end of the block.")},
     {0, nullptr},
 };
 PyType_Spec view_spec = {"xccl.View", sizeof(ViewObject), 0,

@@ -80,8 +80,7 @@ class Waiter {
         if (ready()) return true;
         cpu_relax();
       }
-      if (look(
-              vigil, false, [](void* context) { return (*static_cast<Ready*>(context))(); }, &ready))
+      if (look(vigil, false, [](void* context) { return (*static_cast<Ready*>(context))(); }, &ready))
         return true;
     }
     return until_slow([](void* context) { return (*static_cast<Ready*>(context))(); }, &ready, for_rank,

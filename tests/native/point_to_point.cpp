@@ -1,4 +1,6 @@
 // Messages between ranks that are threads: every path, every boundary, wildcards, borrowed messages, giving up.
+#include "p2p/point_to_point.hpp"
+
 #include <cstring>
 #include <memory>
 #include <random>
@@ -8,7 +10,6 @@
 #include "base/test_point.hpp"
 #include "check.hpp"
 #include "collective/barrier.hpp"
-#include "p2p/point_to_point.hpp"
 
 using namespace xccl;
 
