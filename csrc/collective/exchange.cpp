@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "base/test_point.hpp"
+#include "collective/arguments.hpp"
 
 namespace xccl {
 
@@ -41,6 +42,14 @@ void Exchange::publish_alike(const Given& given, uint64_t rounds) {
 void Exchange::wait(int member) {
   comm_.await(op_, member, [&] { return arrived(member); }, [this](int other) { return arrived(other); });
   XCCL_TEST_POINT("exchange.arrived");
+}
+
+uint64_t Exchange::plausible(int member, Word word, uint64_t least) const {
+  const uint64_t value = posted(member)[word];
+  if (value < least || value > beyond_memory)
+    fail(Status::Failure, "rank ", member, " announces ", value, word == Word::rows ? " rows" : " rounds",
+         ": its record is damaged");
+  return value;
 }
 
 uint64_t Exchange::checked_where(int member, uint64_t length) const {

@@ -88,9 +88,9 @@ class Exchange {
     past_caches_ = bytes >= shared_cache_bytes() / 2 / static_cast<uint64_t>(comm_.size());
   }
 
-  // Of the member's record: as it says, not checked.
-  uint64_t rows(int member) const { return posted(member)[exchange_record::rows]; }
-  uint64_t rounds(int member) const { return posted(member)[exchange_record::rounds]; }
+  // What the member's record of this round says; Failure if it cannot be.
+  uint64_t rows(int member) const { return plausible(member, exchange_record::rows, 0); }
+  uint64_t rounds(int member) const { return plausible(member, exchange_record::rounds, 1); }
 
   // Where the `bytes` lie that the member gives this rank in this round; null where they must be fetched.
   const std::byte* reach(int member, uint64_t bytes) {
@@ -129,6 +129,7 @@ class Exchange {
   void post(int member, const Given& given, uint64_t rounds, uint64_t at);
   void published();
   void wait(int member);
+  uint64_t plausible(int member, exchange_record::Word word, uint64_t least) const;
   uint64_t checked_where(int member, uint64_t bytes) const;
   [[noreturn]] void raise_mismatch();
   std::string difference(int member);

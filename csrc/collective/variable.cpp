@@ -20,10 +20,9 @@ void VariableRows::learn(Operation& op, const Exchange& exchange, uint64_t own_r
     const uint64_t rows = own ? own_rows : exchange.rows(member),
                    rounds = own ? own_rounds : exchange.rounds(member);
     uint64_t given;
-    if (__builtin_mul_overflow(rows, row_bytes_, &given) || rows > beyond_memory || given > beyond_memory ||
-        rounds == 0 || rounds > beyond_memory)
+    if (__builtin_mul_overflow(rows, row_bytes_, &given) || given > beyond_memory)
       fail(Status::Failure, "rank ", comm_.job_rank(member), " announces ", rows, " rows of ", row_bytes_,
-           " bytes in ", rounds, " rounds: its record is damaged");
+           " bytes: its record is damaged");
     counts_[member] = rows;
     all += rows;
     rounds_ = std::max(rounds_, rounds);
