@@ -19,6 +19,7 @@ except ModuleNotFoundError as error:
     ) from None
 
 from xccl.array import Array
+from xccl.c_library import get_cmake_dir, get_include, get_lib, get_pkgconfig_dir
 from xccl.communicator import Communicator, init
 from xccl.errors import (
     Closed,
@@ -57,6 +58,10 @@ __all__ = [
     "Truncated",
     "View",
     "__version__",
+    "get_cmake_dir",
+    "get_include",
+    "get_lib",
+    "get_pkgconfig_dir",
     "init",
     "spawn",
 ]

@@ -1,6 +1,6 @@
 // The table of settings that come from the environment: every XCCL_ variable the core reads, with its
 // default and its meaning, in one place. `python -m xccl doctor` prints it.
-// Read when a communicator starts. Not here: who this rank is (xccl/launch/environment.py).
+// Read when a communicator starts. Not here: who this rank is (group/launch_environment.hpp).
 #pragma once
 
 #include <cstdint>

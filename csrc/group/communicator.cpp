@@ -146,6 +146,8 @@ void Communicator::require_usable() const {
 }
 
 void Communicator::begin(const Operation& op) {
+  // First: a call that is refused must not look to the others as if this rank had come to it.
+  require_usable();
   world_->enter(op.name, op.seq);
   try {
     require_fine(op.name, op.seq);

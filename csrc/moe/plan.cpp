@@ -6,6 +6,13 @@
 
 namespace xccl {
 
+uint64_t even_rows(const EpShape& shape, int ranks, int rank, uint64_t tokens) {
+  const Placement placement(static_cast<int>(shape.num_experts), ranks);
+  const auto experts = static_cast<uint64_t>(shape.num_experts);
+  const uint64_t pairs = static_cast<uint64_t>(ranks) * tokens * static_cast<uint64_t>(shape.topk);
+  return (pairs * static_cast<uint64_t>(placement.count(rank)) + experts - 1) / experts;
+}
+
 std::vector<PlanLine> plan(const EpShape& shape, int ranks, int rank, const PlanLoad& load,
                            uint64_t annex_bytes) {
   check(shape, ranks);

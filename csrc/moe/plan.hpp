@@ -24,6 +24,10 @@ struct PlanLoad {
   bool in_place;    // combine is given d.x itself, so no second set of rows is needed
 };
 
+// Rows that this rank receives when every rank dispatches so many tokens, spread evenly over all experts. For a shape that
+// check() accepts, and at most max_tokens.
+uint64_t even_rows(const EpShape& shape, int ranks, int rank, uint64_t tokens);
+
 // ranks > 0, 0 <= rank < ranks. InvalidArgument as for the ExpertParallel itself.
 // `annex_bytes`: of the communicator's lines, see Communicator::AnnexBytes.
 std::vector<PlanLine> plan(const EpShape& shape, int ranks, int rank, const PlanLoad& load,

@@ -19,7 +19,7 @@ void set_python_error(const Error& error) {
 void bind_errors(py::module_& m) {
   m.def("status_list", [] {
     py::list out;
-#define XCCL_STATUS_PAIR(name, text) out.append(py::make_tuple(#name, text));
+#define XCCL_STATUS_PAIR(name, c_name, text) out.append(py::make_tuple(#name, text));
     XCCL_STATUS_LIST(XCCL_STATUS_PAIR)
 #undef XCCL_STATUS_PAIR
     return out;

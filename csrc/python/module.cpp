@@ -7,6 +7,7 @@ PYBIND11_MODULE(_core, m) {
   xccl::python::bind_errors(m);
   xccl::python::bind_machine(m);
   xccl::python::bind_dlpack(m);
+  xccl::python::bind_launch(m);
   xccl::python::bind_communicator(m);
   xccl::python::bind_hot(m);
   xccl::python::bind_collective(m);

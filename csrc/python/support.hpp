@@ -55,6 +55,7 @@ void bind_hot(py::module_& m);
 void bind_machine(py::module_& m);
 void bind_errors(py::module_& m);
 void bind_dlpack(py::module_& m);
+void bind_launch(py::module_& m);
 void bind_communicator(py::module_& m);
 void bind_collective(py::module_& m);
 void bind_expert_parallel(py::module_& m);

@@ -1,0 +1,91 @@
+#include "capi/config.hpp"
+
+#include <unistd.h>
+
+#include <atomic>
+#include <random>
+
+#include "group/launch_environment.hpp"
+
+namespace xccl::capi {
+namespace {
+
+// A job that nobody else is to meet.
+std::string private_name() {
+  std::random_device random;
+  return text("alone-", getpid(), "-", random(), "-", random());
+}
+
+// A program may join several times, one after the other or at once: all ranks count alike.
+uint64_t next_join() {
+  static std::atomic<uint64_t> joined{0};
+  return joined.fetch_add(1, std::memory_order_relaxed);  // relaxed: only has to count
+}
+
+JobSpec said_by_launcher(const std::string& job) {
+  const std::optional<LaunchInfo> info = detect_launch(process_environment());
+  if (!info) return {job.empty() ? private_name() : job, 0, 1};
+  require_single_host(*info);
+  return {job.empty() ? text(info->job, ".", next_join()) : job, info->rank, info->size};
+}
+
+}  // namespace
+
+xccl_comm_config comm_defaults() noexcept {
+  xccl_comm_config config{};
+  config.rank = config.rank_count = -1;
+  return config;
+}
+
+xccl_ep_config ep_defaults() noexcept {
+  xccl_ep_config config{};
+  config.results = 2;
+  config.dtype = XCCL_BFLOAT16;
+  return config;
+}
+
+xccl_plan_load plan_defaults() noexcept {
+  xccl_plan_load load{};
+  load.tokens = load.rows = -1;
+  return load;
+}
+
+JobSpec identify(const xccl_comm_config& config) {
+  const std::string job = config.job ? config.job : "";
+  if (config.rank == -1 && config.rank_count == -1) return said_by_launcher(job);
+  if (config.rank == -1 || config.rank_count == -1)
+    fail(Status::InvalidArgument,
+         "config->rank and config->rank_count belong together: give both, or neither under a launcher");
+  if (job.empty() && config.rank_count > 1)
+    fail(Status::InvalidArgument,
+         "config->job is missing: give a name that all ranks of this job, and no other job, use");
+  return {job.empty() ? private_name() : job, config.rank, config.rank_count};
+}
+
+EpShape shape_of(const xccl_ep_config& config) {
+  EpShape shape;
+  shape.num_experts = config.num_experts;
+  shape.hidden = config.hidden;
+  shape.max_tokens = config.max_tokens;
+  shape.topk = config.topk;
+  shape.results = config.results;
+  switch (static_cast<int>(config.dtype)) {
+    case XCCL_FLOAT32:
+    case XCCL_FLOAT16:
+    case XCCL_BFLOAT16:
+      shape.dtype = static_cast<ElementType>(config.dtype);
+      return shape;
+  }
+  fail(Status::InvalidArgument, "config->dtype is ", static_cast<int>(config.dtype),
+       ": expected XCCL_FLOAT32, XCCL_FLOAT16 or XCCL_BFLOAT16");
+}
+
+}  // namespace xccl::capi
+
+using namespace xccl::capi;
+
+void xccl_comm_config_init(xccl_comm_config* config, size_t size) {
+  init_config(config, size, comm_defaults());
+}
+void xccl_ep_config_init(xccl_ep_config* config, size_t size) { init_config(config, size, ep_defaults()); }
+void xccl_plan_load_init(xccl_plan_load* load, size_t size) { init_config(load, size, plan_defaults()); }

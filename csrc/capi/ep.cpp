@@ -1,0 +1,117 @@
+// Expert parallelism: the object, dispatch and combine. Not here: what a dispatch makes (result.cpp).
+#include "capi/config.hpp"
+#include "capi/handles.hpp"
+
+using namespace xccl;
+using namespace xccl::capi;
+
+static_assert(XCCL_FLOAT32 == static_cast<int>(ElementType::float32) &&
+              XCCL_FLOAT16 == static_cast<int>(ElementType::float16) &&
+              XCCL_BFLOAT16 == static_cast<int>(ElementType::bfloat16));
+
+namespace {
+
+ExpertParallel& in(xccl_ep* ep) {
+  require(ep, "ep");
+  return *ep->ep;
+}
+
+void require_rows(const ExpertParallel& ep, const void* rows, int64_t count, const char* name) {
+  require_memory(rows, count > 0 ? ep.shape().row_bytes() : 0, name, element_bytes(ep.shape().dtype));
+}
+
+// NULL only where there are no tokens.
+TopK topk_of(const void* experts, xccl_dtype dtype, const float* weights, int64_t tokens) {
+  if (dtype != XCCL_INT32 && dtype != XCCL_INT64)
+    fail(Status::InvalidArgument, "expert_dtype is ", static_cast<int>(dtype),
+         ": expected XCCL_INT32 or XCCL_INT64");
+  const bool wide = dtype == XCCL_INT64;
+  require_memory(experts, tokens > 0, "topk_experts", wide ? alignof(int64_t) : alignof(int32_t));
+  require_memory(weights, tokens > 0, "topk_weights", alignof(float));
+  return {experts, wide, weights, tokens};
+}
+
+xccl_status dispatch(const char* function, xccl_ep* handle, const void* x, const TopK& topk,
+                     const xccl_routing* routing, double timeout, xccl_result** result_out) {
+  return guarded(function, [&] {
+    ExpertParallel& ep = in(handle);
+    require(result_out, "result_out");
+    require_rows(ep, x, topk.tokens, "x");
+    auto result = std::make_unique<xccl_result>();
+    result->ep = handle->ep;
+    result->dispatched = ep.dispatch(x, topk, routing ? routing->routing : nullptr, seconds(timeout));
+    result->routing.routing = result->dispatched->routing;
+    *result_out = result.release();
+  });
+}
+
+}  // namespace
+
+xccl_status xccl_ep_create(xccl_comm* comm, const xccl_ep_config* config, xccl_ep** ep_out) {
+  return guarded(__func__, [&] {
+    Comm& state = xccl::capi::in(comm);
+    require(ep_out, "ep_out");
+    const EpShape shape = shape_of(take(config, "config", ep_defaults()));
+    auto handle = std::make_unique<xccl_ep>();
+    handle->state = comm->state;
+    handle->ep = std::make_shared<ExpertParallel>(state.communicator, shape);
+    const Placement& placement = handle->ep->placement();
+    const int rank = state.communicator->rank();
+    for (int position = placement.first(rank); position < placement.first(rank + 1); ++position)
+      handle->local_experts.push_back(placement.expert(position));
+    std::erase_if(state.eps, [](const auto& weak) { return weak.expired(); });
+    state.eps.push_back(handle->ep);
+    *ep_out = handle.release();
+  });
+}
+
+const int* xccl_ep_local_experts(const xccl_ep* ep, size_t* count_out) {
+  if (count_out) *count_out = ep ? ep->local_experts.size() : 0;
+  return ep ? ep->local_experts.data() : nullptr;
+}
+
+xccl_status xccl_ep_close(xccl_ep* ep) {
+  return guarded(__func__, [&] { in(ep).close(); });
+}
+
+void xccl_ep_destroy(xccl_ep* ep) {
+  if (!ep) return;
+  guarded(__func__, [&] { ep->ep->close(); });
+  delete ep;
+}
+
+xccl_status xccl_ep_input_buffer(xccl_ep* ep, int64_t tokens, double timeout, void** buffer_out) {
+  return guarded(__func__, [&] {
+    require(buffer_out, "buffer_out");
+    *buffer_out = in(ep).input_buffer(tokens, seconds(timeout));
+  });
+}
+
+xccl_status xccl_ep_dispatch(xccl_ep* ep, const void* x, int64_t tokens, const void* topk_experts,
+                             xccl_dtype expert_dtype, const float* topk_weights, double timeout,
+                             xccl_result** result_out) {
+  TopK topk;
+  const xccl_status checked =
+      guarded(__func__, [&] { topk = topk_of(topk_experts, expert_dtype, topk_weights, tokens); });
+  return checked != XCCL_OK ? checked : dispatch(__func__, ep, x, topk, nullptr, timeout, result_out);
+}
+
+xccl_status xccl_ep_dispatch_again(xccl_ep* ep, const void* x, int64_t tokens, const xccl_routing* routing,
+                                   double timeout, xccl_result** result_out) {
+  const xccl_status checked = guarded(__func__, [&] { require(routing, "routing"); });
+  TopK topk;
+  topk.tokens = tokens;
+  return checked != XCCL_OK ? checked : dispatch(__func__, ep, x, topk, routing, timeout, result_out);
+}
+
+xccl_status xccl_ep_combine(xccl_ep* handle, const void* rows, xccl_result* result, const float* weights,
+                            double timeout, void* y_out) {
+  return guarded(__func__, [&] {
+    ExpertParallel& ep = in(handle);
+    require(result, "result");
+    require_rows(ep, rows, static_cast<int64_t>(result->dispatched->rows()), "rows");
+    require_memory(weights, 0, "weights", alignof(float));
+    require_rows(ep, y_out, result->routing.routing->tokens, "y_out");
+    ep.combine(rows, *result->dispatched, weights, y_out, seconds(timeout));
+  });
+}

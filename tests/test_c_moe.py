@@ -1,0 +1,160 @@
+"""The C library's dispatch, combine and planner, driven by cffi and compared with slow numpy (truth.py)."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import truth
+from c_api import (
+    DEFAULT,
+    NULL,
+    CError,
+    as_type,
+    at,
+    config,
+    copied,
+    created,
+    ep_config,
+    ffi,
+    joined,
+    lib,
+    made,
+    must,
+    text,
+)
+
+import xccl
+
+SHAPE = truth.Shape(num_experts=7, hidden=5, max_tokens=9, topk=2, dtype="bfloat16")
+
+
+def batch_of(rank, seed):
+    rng = np.random.default_rng([rank, seed])
+    tokens = int(rng.integers(0, SHAPE.max_tokens + 1))
+    return truth.Batch(
+        rng.standard_normal((tokens, SHAPE.hidden)).astype(truth.DTYPES[SHAPE.dtype]),
+        rng.integers(-1, SHAPE.num_experts, (tokens, SHAPE.topk)),
+        rng.random((tokens, SHAPE.topk), np.float32),
+    )
+
+
+def rows_of(result):
+    """All that a result says, copied."""
+    routing = lib.xccl_result_routing(result)
+    count = lib.xccl_result_row_count(result)
+    assert count == lib.xccl_routing_row_count(routing)
+    assert lib.xccl_result_counts(result) == lib.xccl_routing_counts(routing)
+    return truth.Rows(
+        copied(lib.xccl_result_x(result), count * SHAPE.hidden, truth.DTYPES["bfloat16"]).reshape(count, -1),
+        lib.xccl_routing_counts(routing),
+        copied(lib.xccl_routing_src_rank(routing), count, np.int32),
+        copied(lib.xccl_routing_src_token(routing), count, np.int32),
+        copied(lib.xccl_routing_weights(routing), count, np.float32),
+    )
+
+
+def moe(part, narrow):
+    """Dispatch, in place and through buffers, again by the routing, and combine. Returns what there is to compare."""
+    batch = batch_of(part.rank, 1)
+    tokens = len(batch.x)
+    experts = batch.topk_idx.astype(np.int32 if narrow else np.int64)
+    kind = lib.XCCL_INT32 if narrow else lib.XCCL_INT64
+    weights = as_type("float", batch.topk_weights)
+    with joined(part) as comm:
+        ep = made("xccl_ep", lib.xccl_ep_create, comm, ep_config())
+        count = ffi.new("size_t *")
+        ids = lib.xccl_ep_local_experts(ep, count)
+        local = [ids[i] for i in range(count[0])]
+        y, z, w = (np.zeros((tokens, SHAPE.hidden), batch.x.dtype) for _ in range(3))
+
+        d = made(
+            "xccl_result", lib.xccl_ep_dispatch, ep, at(batch.x), tokens, at(experts), kind, weights, DEFAULT
+        )
+        rows = rows_of(d)
+        counts = [rows.counts[i] for i in range(len(local))]
+        must(lib.xccl_ep_combine(ep, lib.xccl_result_x(d), d, NULL, DEFAULT, at(y)))
+        kept = made("xccl_routing", lib.xccl_routing_copy, lib.xccl_result_routing(d))
+        assert lib.xccl_routing_token_count(kept) == tokens
+        lib.xccl_result_release(d)
+        assert lib.xccl_result_x(d) == NULL
+        lib.xccl_result_release(d)
+        lib.xccl_result_destroy(d)
+
+        x = made("void", lib.xccl_ep_input_buffer, ep, tokens, DEFAULT)
+        ffi.memmove(x, batch.x.tobytes(), batch.x.nbytes)
+        again = made("xccl_result", lib.xccl_ep_dispatch_again, ep, x, tokens, kept, DEFAULT)
+        assert rows_of(again).x.tobytes() == rows.x.tobytes()
+        out = made("void", lib.xccl_result_output_buffer, again, DEFAULT)
+        ffi.memmove(out, rows.x.tobytes(), rows.x.nbytes)
+        must(lib.xccl_ep_combine(ep, out, again, NULL, DEFAULT, at(z)))
+        doubled = np.ascontiguousarray(2 * batch.topk_weights)
+        must(lib.xccl_ep_combine(ep, out, again, as_type("float", doubled), DEFAULT, at(w)))
+        must(lib.xccl_ep_close(ep))
+        must(lib.xccl_ep_close(ep))
+        assert rows_of(again).x.tobytes() == rows.x.tobytes()
+        lib.xccl_ep_destroy(ep)
+        lib.xccl_result_destroy(again)
+        lib.xccl_routing_destroy(kept)
+    told = truth.Rows(rows.x, np.array(counts), rows.src_rank, rows.src_token, rows.weights)
+    return local, told, y, z, w
+
+
+@pytest.mark.parametrize("narrow", [False, True], ids=["int64", "int32"])
+def test_dispatch_and_combine_give_what_they_must(ranks, narrow):
+    found = ranks.run(moe, 3, narrow, joins=False)
+    batches = [batch_of(rank, 1) for rank in range(3)]
+    for rank, (local, rows, y, z, w) in enumerate(found):
+        expected = truth.dispatched(rank, batches, SHAPE)
+        assert local == truth.experts_of(rank, 3, SHAPE.num_experts)
+        for field in ("x", "counts", "src_rank", "src_token", "weights"):
+            assert getattr(rows, field).tobytes() == getattr(expected, field).tobytes(), field
+        mine = batches[rank]
+        assert y.tobytes() == z.tobytes() == truth.combined(mine, SHAPE).tobytes()
+        heavy = truth.Batch(mine.x, mine.topk_idx, 2 * mine.topk_weights)
+        assert w.tobytes() == truth.combined(heavy, SHAPE).tobytes()
+
+
+def destroy_in_a_strange_order(part):
+    comm = created(part)
+    ep = made("xccl_ep", lib.xccl_ep_create, comm, ep_config())
+    batch = batch_of(part.rank, 2)
+    d = made(
+        "xccl_result",
+        lib.xccl_ep_dispatch,
+        ep,
+        at(batch.x),
+        len(batch.x),
+        at(batch.topk_idx),
+        lib.XCCL_INT64,
+        as_type("float", batch.topk_weights),
+        DEFAULT,
+    )
+    before = rows_of(d).x.tobytes()
+    request = made("xccl_request", lib.xccl_comm_irecv, comm, lib.XCCL_ANY_SOURCE, 1, NULL, 0)
+    lib.xccl_comm_destroy(comm)
+    with pytest.raises(CError) as caught:
+        must(lib.xccl_request_wait(request, 1.0, NULL))
+    assert caught.value.status == "XCCL_CLOSED"
+    lib.xccl_ep_destroy(ep)
+    assert rows_of(d).x.tobytes() == before
+    lib.xccl_request_destroy(request)
+    lib.xccl_result_destroy(d)
+
+
+def test_handles_may_be_given_back_in_any_order(either_provider):
+    either_provider.run(destroy_in_a_strange_order, 2, joins=False)
+
+
+def test_the_plan_is_that_of_python():
+    shape = {"num_experts": 16, "hidden": 96, "max_tokens": 32, "topk": 4}
+    load = config("xccl_plan_load", rank_count=4, rank=3, tokens=20)
+    plan = made("xccl_plan", lib.xccl_plan_create, config("xccl_ep_config", **shape), load)
+    count = ffi.new("size_t *")
+    lines = lib.xccl_plan_lines(plan, count)
+    found = [
+        (text(lines[i].what), lines[i].committed, lines[i].reserved, text(lines[i].shrink))
+        for i in range(count[0])
+    ]
+    expected = xccl.ExpertParallel.plan(4, **shape, rank=3, tokens=20).lines
+    assert found == [(line.what, line.committed, line.reserved, line.shrink) for line in expected]
+    lib.xccl_plan_destroy(plan)
