@@ -121,7 +121,12 @@ def test_nothing_is_volatile(path):
 
 
 def test_nothing_is_built_for_this_machine_only():
-    for path in [*ROOT.rglob("CMakeLists.txt"), ROOT / "CMakePresets.json", ROOT / "Makefile", ROOT / "pyproject.toml"]:
+    for path in [
+        *ROOT.rglob("CMakeLists.txt"),
+        ROOT / "CMakePresets.json",
+        ROOT / "Makefile",
+        ROOT / "pyproject.toml",
+    ]:
         if not {".venv", "build"} & set(path.parts):
             assert "-march=native" not in path.read_text(), path
 

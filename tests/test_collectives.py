@@ -464,3 +464,37 @@ def give_other_kinds(comm):
 
 def test_anything_that_is_an_array_is_taken(ranks):
     ranks.run(give_other_kinds, 3)
+
+
+def in_sub_groups(comm):
+    """Both halves at once, with other sizes; then all together."""
+    sub = comm.split(comm.rank % 2)
+    members = [rank for rank in range(comm.size) if rank % 2 == comm.rank % 2]
+    for number in range(20):
+        a = np.arange(sub.size * 300) + comm.rank + number
+        pieces = a.reshape(sub.size, 300)
+        others = [np.arange(sub.size * 300).reshape(sub.size, 300) + rank + number for rank in members]
+        np.testing.assert_array_equal(sub.all_to_all(pieces), np.stack([one[sub.rank] for one in others]))
+        np.testing.assert_array_equal(sub.all_reduce(a), sum(one.ravel() for one in others))
+        np.testing.assert_array_equal(sub.all_gather(a), np.stack([one.ravel() for one in others]))
+        root = number % sub.size
+        np.testing.assert_array_equal(sub.broadcast(a.copy(), root=root), others[root].ravel())
+        np.testing.assert_array_equal(
+            sub.reduce_scatter(pieces, op="max"), np.stack(others).max(axis=0)[sub.rank]
+        )
+        assert comm.all_gather(np.array([comm.rank])).ravel().tolist() == list(range(comm.size))
+    if comm.size < 5 or comm.rank % 2 == 0:
+        return None
+    differ = error_of(sub.all_gather, np.zeros(3 + (comm.rank == 3)))
+    return type(differ), differ.ranks
+
+
+@pytest.mark.parametrize("size", [2, 5])
+def test_sub_groups_work_at_the_same_time_and_name_ranks_of_the_job(ranks, size):
+    found = ranks.run(in_sub_groups, size)
+    if size == 2:
+        assert found == [None, None]
+    else:
+        assert found[1] == (xccl.Mismatch, [3])
+        assert found[3] == (xccl.Mismatch, [1])
+        assert found[0] is found[2] is found[4] is None

@@ -10,6 +10,8 @@ import threading
 import time
 from typing import Any
 
+import hypothesis
+import hypothesis.strategies as st
 import ml_dtypes
 import numpy as np
 import pytest
@@ -124,6 +126,87 @@ def storm(comm, messages, seed):
 
 
 BYTES = pattern(1 << 19, 1)
+WORDS = np.random.default_rng(2).integers(0, 1 << 60, 1 << 14)
+
+
+def numbered(source, tag, number, words):
+    """A message that says what it is, so that whoever gets it through a wildcard can check it."""
+    return np.concatenate([[source, tag, number, words], WORDS[number % 100 :][:words]])
+
+
+def wildcard_storm(comm, plan, luck_seed, closes):
+    """`plan`: (source, target, tag, words). Exact sources only if a rank `closes` after its first receives."""
+    luck = random.Random(luck_seed * 10 + comm.rank)
+    mine = [(i, *one) for i, one in enumerate(plan)]
+    requests = [
+        comm.isend(numbered(source, tag, i, words), target, tag)
+        for i, source, target, tag, words in mine
+        if source == comm.rank
+    ]
+    coming = [(i, source, tag) for i, source, target, tag, _ in mine if target == comm.rank]
+    y, lost = np.empty(4 + len(WORDS), np.int64), 0
+    for received in range(len(coming)):
+        if closes == comm.rank and received >= 2:
+            comm.close()
+            return 0
+        _, source, tag = coming[0] if closes is not None else luck.choice(coming)
+        wild = closes is None
+        try:
+            status = comm.recv(
+                y,
+                xccl.ANY_SOURCE if wild and luck.random() < 0.5 else source,
+                xccl.ANY_TAG if wild and luck.random() < 0.5 else tag,
+            )
+        except xccl.Closed as error:
+            assert error.ranks == [closes] == [source]
+            coming.pop(0)
+            lost += 1
+            continue
+        found = int(y[2])
+        # The first of its source and tag that is still to come.
+        assert found == next(i for i, s, t in coming if (s, t) == (status.src, status.tag))
+        expected = numbered(status.src, status.tag, found, int(y[3]))
+        assert status.nbytes == expected.nbytes
+        assert (y[: len(expected)] == expected).all()
+        coming.remove((found, status.src, status.tag))
+    for request in requests:
+        try:
+            request.wait()
+        except xccl.Closed as error:
+            assert error.ranks == [closes]
+            lost += 1
+    return lost
+
+
+# Words around the ends of the paths: 4 more make 48 bytes, 8192 bytes.
+plans = st.integers(2, 4).flatmap(
+    lambda size: st.tuples(
+        st.just(size),
+        st.lists(
+            st.tuples(
+                st.integers(0, size - 1),
+                st.integers(0, size - 1),
+                st.integers(0, 2),
+                st.sampled_from([0, 1, 2, 3, 1019, 1020, 1021, 9000]),
+            ),
+            max_size=60,
+        ),
+    )
+)
+
+
+@hypothesis.given(plans, st.integers(0, 99))
+@hypothesis.settings(max_examples=20)
+def test_any_storm_arrives_whole_and_in_order_through_wildcards(either_provider, planned, luck):
+    size, plan = planned
+    assert either_provider.run(wildcard_storm, size, plan, luck, None) == [0] * size
+
+
+@hypothesis.given(plans, st.integers(0, 3))
+@hypothesis.settings(max_examples=20)
+def test_a_rank_that_closes_in_the_middle_of_a_storm_hangs_nobody(threads, planned, closes):
+    size, plan = planned
+    threads.run(wildcard_storm, size, plan, 0, closes % size)
 
 
 def test_a_storm_of_random_messages(ranks):

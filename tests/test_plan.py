@@ -82,7 +82,9 @@ def test_address_space_is_reserved_for_the_worst_case(size, results):
     plan = xccl.ExpertParallel.plan(size, *shape_arguments(shape), results)
     every_token_to_one_rank = size * shape.max_tokens * shape.topk * shape.hidden * 2
     rows, outputs = [
-        line for line in plan.lines if ("results" in line.what and "rows" in line.what) or "output" in line.what
+        line
+        for line in plan.lines
+        if ("results" in line.what and "rows" in line.what) or "output" in line.what
     ]
     assert rows.reserved >= results * every_token_to_one_rank
     assert outputs.reserved >= results * every_token_to_one_rank

@@ -1,0 +1,29 @@
+"""The programs of examples/python, as a user runs them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).resolve().parents[1] / "examples" / "python"
+SAYS = {
+    "ping_pong.py": (2, "1048576 bytes from comm.empty"),
+    "all_to_all.py": (4, "4 ranks exchanged 24 rows of their own choice"),
+    "kv_cache_transfer.py": (2, "6 prompts, 8 layers each: 1.5 MiB of cache arrived and are right"),
+}
+
+
+def test_every_example_is_run():
+    assert {path.name for path in FOLDER.glob("*.py")} == set(SAYS)
+
+
+@pytest.mark.parametrize("name", SAYS)
+def test_the_example_runs_and_says_what_it_found(name, tmp_path):
+    size, text = SAYS[name]
+    command = [sys.executable, "-m", "xccl", "run", "-n", str(size), str(FOLDER / name)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    assert text in done.stdout
