@@ -22,7 +22,7 @@ OUTSIDE = [
 EVERY_PYTHON = [*PACKAGE, *OUTSIDE]
 DOCUMENTS = sorted(path for path in ROOT.rglob("*.md") if not {".venv", "build"} & set(path.parts))
 
-# Lower may not include higher. capi and p2p are to come.
+# Lower may not include higher.
 LAYERS = ["base", "kernels", "memory", "sync", "group", "p2p", "collective", "moe", "capi", "python"]
 
 

@@ -4,6 +4,7 @@ python -m xccl run -n 4 examples/python/all_to_all.py
 """
 
 import numpy as np
+
 import xccl
 
 with xccl.init() as comm:

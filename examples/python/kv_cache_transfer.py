@@ -9,6 +9,7 @@ posts receives only for those, so a prompt that finds no room waits at the prefi
 """
 
 import numpy as np
+
 import xccl
 
 PROMPTS, LAYERS, TOKENS, WIDTH = 6, 8, 64, 256

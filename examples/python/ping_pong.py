@@ -6,6 +6,7 @@ python -m xccl run -n 2 examples/python/ping_pong.py
 import time
 
 import numpy as np
+
 import xccl
 
 ROUNDS = 200
