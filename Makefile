@@ -45,7 +45,7 @@ demo: $(PACKAGE) $(DEMO_NEEDS)  ## a real language model, its experts spread ove
 
 # Pytest runs in a directory of its own: the source folder xccl/ has no compiled _core, and `python -m xccl` in a
 # test's child process would find it before the installed package.
-test: native tsan $(PACKAGE)  ## all tests: native, native under ThreadSanitizer, then Python
+test: native tsan $(PACKAGE) $(DEMO_NEEDS)  ## all tests: native, native under ThreadSanitizer, then Python
 	@mkdir -p build/pytest
 	cd build/pytest && $(BIN)/pytest -c $(CURDIR)/pyproject.toml --rootdir=$(CURDIR) $(CURDIR)/tests $(PYTEST_ARGS)
 

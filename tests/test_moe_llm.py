@@ -1,4 +1,4 @@
-"""The demo's stages with a tiny random model: `make demo` itself needs 100 MB of weights, and checks itself."""
+"""The demo's stages with a tiny random model; and the demo itself, with two short prompts, as `make demo` runs it."""
 
 from __future__ import annotations
 
@@ -54,3 +54,16 @@ def test_a_wrong_option_is_refused_before_any_work(tmp_path, options, says):
     done = run(tmp_path, MAIN, *options)
     assert done.returncode == 2
     assert says in done.stderr
+
+
+@pytest.mark.timeout(600)
+def test_the_real_model_writes_text_and_passes_its_checks(tmp_path):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("6 | What is the capital of France?\n3 | Say hello.\n")
+    environ = os.environ | {"OPENBLAS_NUM_THREADS": "1"}
+    # The prepared model is kept where `make demo` keeps it.
+    line = [sys.executable, str(MAIN), "--ranks", "3", "--prompts", str(prompts)]
+    done = subprocess.run(line, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=580)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.rstrip().splitlines()[-1].startswith("demo: OK 3 ranks")
+    assert "10 of 10 checks passed" in done.stdout

@@ -1,0 +1,55 @@
+"""Sub-groups: who is in them, that they work by themselves, and that they give back what they took.
+
+Their collectives are compared with numpy in test_collectives.py.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+import xccl
+
+
+def groups(comm):
+    sub = comm.split(comm.rank % 2, key=-comm.rank)
+    none = comm.split(-1 if comm.rank == 0 else 5)
+    members = sub.all_gather(np.array([comm.rank])).ravel().tolist()
+    left = (sub.rank - 1) % sub.size
+    y = np.empty(1, np.int64)
+    sub.sendrecv(np.array([comm.rank]), (sub.rank + 1) % sub.size, y, src=left)
+    ep = xccl.ExpertParallel(sub, 4, 8, 4, 2, dtype="float32")
+    x = np.full((2, 8), comm.rank, np.float32)
+    d = ep.dispatch(x, np.array([[0, 1], [2, 3]]), np.full((2, 2), 0.5, np.float32))
+    out = ep.combine(d.x, d)
+    d.release()
+    ep.close()
+    sub.close()
+    return members, int(y[0]), none is None, bool((out == x).all())
+
+
+def test_sub_groups_have_ranks_by_key_and_work_by_themselves(ranks):
+    results = ranks.run(groups, 5)
+    for rank, (members, left, alone, same) in enumerate(results):
+        expected = [4, 2, 0] if rank % 2 == 0 else [3, 1]
+        assert members == expected
+        assert left == expected[(expected.index(rank) - 1) % len(expected)]
+        assert alone == (rank == 0)
+        assert same
+
+
+def many_splits(comm):
+    before = None
+    for i in range(60):
+        sub = comm.split(comm.rank // 2)
+        sub.barrier()
+        sub.send(np.arange(500), sub.rank)
+        sub.recv(np.empty(500, np.int64))
+        sub.close()
+        comm.barrier()
+        if i == 10:
+            before = comm.committed_bytes
+    return comm.committed_bytes - before
+
+
+def test_sub_groups_give_back_what_they_took(ranks):
+    assert max(ranks.run(many_splits, 3)) <= 1 << 20
