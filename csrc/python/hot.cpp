@@ -51,6 +51,13 @@ ShortCall::~ShortCall() {
   long_wait = long_wait_before_;
 }
 
+void let_go(std::shared_ptr<PointToPoint>& p2p) {
+  if (p2p.use_count() > 1) return p2p.reset();
+  PyThreadState* state = PyEval_SaveThread();
+  p2p.reset();
+  PyEval_RestoreThread(state);
+}
+
 Arguments::Arguments(const char* function, const char* const* names, int count, int required,
                      PyObject* const* args, Py_ssize_t positional, PyObject* keyword_names)
     : names_(names) {
@@ -296,7 +303,10 @@ PyObject* close_messages(PyObject* self, PyObject*) {
 
 void deallocate(PyObject* self) {
   PyTypeObject* type = Py_TYPE(self);
-  delete reinterpret_cast<Messages*>(self)->p2p;
+  if (auto* held = reinterpret_cast<Messages*>(self)->p2p) {
+    let_go(*held);
+    delete held;
+  }
   type->tp_free(self);
   Py_DECREF(type);
 }

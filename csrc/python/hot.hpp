@@ -74,6 +74,10 @@ PyObject* guarded(F f) noexcept {
   return nullptr;
 }
 
+// Lets go of the communicator's messages. The last owner does so without the GIL: their end waits for threads that are
+// making progress on them, and those may be waiting for the GIL in order to let go of an array.
+void let_go(std::shared_ptr<PointToPoint>& p2p);
+
 // --- hot_objects.cpp: what the calls return ---
 PyObject* make_status(const MessageInfo& info);
 PyObject* make_request(std::shared_ptr<PointToPoint> p2p, std::shared_ptr<Request> request);

@@ -57,6 +57,7 @@ void request_deallocate(PyObject* self) {
   PyTypeObject* type = Py_TYPE(self);
   RequestObject& held = request_of(self);
   std::destroy_at(&held.request);
+  let_go(held.p2p);
   std::destroy_at(&held.p2p);
   type->tp_free(self);
   Py_DECREF(type);
@@ -133,6 +134,7 @@ void view_deallocate(PyObject* self) {
   ViewObject& held = view_of(self);
   give_back(held);
   std::destroy_at(&held.view);
+  let_go(held.p2p);
   std::destroy_at(&held.p2p);
   type->tp_free(self);
   Py_DECREF(type);
