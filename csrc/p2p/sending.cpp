@@ -179,8 +179,10 @@ void PointToPoint::detach(Request& request) {
 }
 
 bool PointToPoint::all_sent() {
-  return std::all_of(channels_.begin(), channels_.end(),
-                     [&](const auto& one) { return one->all_sent() || !comm_->running(one->member()); });
+  // What was meant for this rank itself, nobody will ask for any more.
+  return std::all_of(channels_.begin(), channels_.end(), [&](const auto& one) {
+    return one->all_sent() || one->member() == comm_->rank() || !comm_->running(one->member());
+  });
 }
 
 }  // namespace xccl
