@@ -393,9 +393,18 @@ def wait_to_be_interrupted(comm, folder):
     return "not interrupted"
 
 
+def sleeps_steadily(pid):
+    """Not for a moment only, as on the way to the wait."""
+    for _ in range(20):
+        if state_of(pid) != "S":
+            return False
+        time.sleep(0.005)
+    return True
+
+
 def interrupt_the_wait(pid, folder):
     wait_until(lambda: marked(folder, "waiting"), "the rank is about to wait")
-    wait_until(lambda: state_of(pid) == "S", "it sleeps in its wait")
+    wait_until(lambda: sleeps_steadily(pid), "it sleeps in its wait")
     os.kill(pid, signal.SIGINT)
 
 
