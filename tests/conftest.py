@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import multiprocessing.resource_tracker
 import os
+import signal
 import threading
 import time
 import uuid
@@ -17,6 +18,10 @@ from pathlib import Path
 import hypothesis
 import pytest
 from ranks import Pool, Ranks, shared_memory_in_use, state_of
+
+# Whoever started the tests in the background may have had SIGINT ignored, which all processes would inherit.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Every process that a test starts, however indirectly, inherits this variable and can be found by it.
 SESSION_MARK = ("STARTED_BY_XCCL_TESTS", uuid.uuid4().hex)
