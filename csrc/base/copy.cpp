@@ -14,7 +14,7 @@
 
 namespace xccl {
 
-void copy_past_caches(void* to, const void* from, uint64_t bytes) {
+void stream_past_caches(void* to, const void* from, uint64_t bytes) {
 #if defined(__x86_64__)
   auto* out = static_cast<std::byte*>(to);
   const auto* in = static_cast<const std::byte*>(from);
@@ -26,10 +26,20 @@ void copy_past_caches(void* to, const void* from, uint64_t bytes) {
       _mm_stream_si128(reinterpret_cast<__m128i*>(out + i),
                        _mm_loadu_si128(reinterpret_cast<const __m128i*>(in + i)));
   std::memcpy(out + at, in + at, bytes - at);
-  _mm_sfence();  // such stores are ordered by nothing else
 #else
   std::memcpy(to, from, bytes);
 #endif
+}
+
+void finish_streams() {
+#if defined(__x86_64__)
+  _mm_sfence();  // such stores are ordered by nothing else
+#endif
+}
+
+void copy_past_caches(void* to, const void* from, uint64_t bytes) {
+  stream_past_caches(to, from, bytes);
+  finish_streams();
 }
 
 uint64_t shared_cache_bytes() {

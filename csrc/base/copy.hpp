@@ -10,6 +10,10 @@ namespace xccl {
 // Visible to others before anything that this thread stores afterwards.
 void copy_past_caches(void* to, const void* from, uint64_t bytes);
 
+// The same for many copies: visible only once all of them have been finished together.
+void stream_past_caches(void* to, const void* from, uint64_t bytes);
+void finish_streams();
+
 // The last level of cache, which cores near each other share.
 uint64_t shared_cache_bytes();
 

@@ -92,7 +92,7 @@ class CombineCall {
     }
   }
 
-  // Where each pair's row lies on its rank: the base of (this rank, expert) there, plus its place among them.
+  // Where on its rank, in the region, the first of this rank's rows for each expert lies. The others follow it.
   void pull_bases() {
     op_.phase("pulling bases");
     std::vector<uint32_t> bases(static_cast<size_t>(ep_.placement_.experts()));
@@ -104,21 +104,14 @@ class CombineCall {
       comm_.world().provider().get(ep_.peer(member), &transfer, 1);
     }
     comm_.world().provider().quiet();
-    rank_of_pair_.resize(routing_.pairs());
-    offset_of_pair_.resize(routing_.pairs());
-    for (int member = 0; member < size(); ++member)
-      for (auto position = static_cast<size_t>(ep_.placement_.first(member));
-           position < static_cast<size_t>(ep_.placement_.first(member + 1)); ++position) {
-        const uint32_t first = routing_.position_start[position],
-                       last = routing_.position_start[position + 1];
-        if (first < last && uint64_t{bases[position]} + (last - first) > heard(member)[ep_record::rows])
-          fail(Status::Failure, "rank ", comm_.job_rank(member), "'s row bases are damaged");
-        for (uint32_t pair = first; pair < last; ++pair) {
-          rank_of_pair_[pair] = member;
-          offset_of_pair_[pair] =
-              heard(member)[ep_record::where] + (uint64_t{bases[position]} + (pair - first)) * row_bytes();
-        }
-      }
+    offset_of_position_.resize(bases.size());
+    for (size_t position = 0; position < bases.size(); ++position) {
+      const int member = ep_.placement_.rank_of(static_cast<int>(position));
+      const uint32_t count = routing_.pairs_at(position);
+      if (count > 0 && uint64_t{bases[position]} + count > heard(member)[ep_record::rows])
+        fail(Status::Failure, "rank ", comm_.job_rank(member), "'s row bases are damaged");
+      offset_of_position_[position] = heard(member)[ep_record::where] + bases[position] * row_bytes();
+    }
   }
 
   bool all_direct() const {
@@ -127,15 +120,17 @@ class CombineCall {
     return true;
   }
 
-  // The rows of one token in top-k order: their weights, and what `place` makes of each pair.
+  // The rows of one token in top-k order: their weights, and what `place` makes of each one's rank and offset there.
   template <class Place>
   int gather(int64_t token, const void** rows, float* weights, Place place) const {
     int count = 0;
     for (int64_t i = token * slots(); i < (token + 1) * slots(); ++i) {
-      const uint32_t pair = routing_.pair_of_slot[static_cast<size_t>(i)];
-      if (pair == no_pair) continue;
+      const int32_t position = routing_.position_of_slot[static_cast<size_t>(i)];
+      if (position == nowhere) continue;
       weights[count] = weights_[i];
-      rows[count++] = place(pair);
+      rows[count++] = place(ep_.placement_.rank_of(position),
+                            offset_of_position_[static_cast<size_t>(position)] +
+                                routing_.place_of_slot[static_cast<size_t>(i)] * row_bytes());
     }
     return count;
   }
@@ -145,9 +140,8 @@ class CombineCall {
     std::vector<const void*> rows(static_cast<size_t>(slots()));
     std::vector<float> weights(static_cast<size_t>(slots()));
     for (int64_t token = 0; token < routing_.tokens; ++token, y += row_bytes()) {
-      const int count = gather(token, rows.data(), weights.data(), [&](uint32_t pair) {
-        return ep_.peer(rank_of_pair_[pair]).direct + offset_of_pair_[pair];
-      });
+      const int count = gather(token, rows.data(), weights.data(),
+                               [&](int member, uint64_t offset) { return ep_.peer(member).direct + offset; });
       sum(y, rows.data(), weights.data(), count, static_cast<uint64_t>(ep_.shape_.hidden));
     }
   }
@@ -166,9 +160,9 @@ class CombineCall {
       for (int64_t token = first; token < last; ++token) {
         const auto at = static_cast<size_t>((token - first) * slots());
         counts[static_cast<size_t>(token - first)] =
-            gather(token, &rows[at], &weights[at], [&](uint32_t pair) {
-              const Transfer transfer{free, offset_of_pair_[pair], row_bytes()};
-              comm_.world().provider().get(ep_.peer(rank_of_pair_[pair]), &transfer, 1);
+            gather(token, &rows[at], &weights[at], [&](int member, uint64_t offset) {
+              const Transfer transfer{free, offset, row_bytes()};
+              comm_.world().provider().get(ep_.peer(member), &transfer, 1);
               free += row_bytes();
               return static_cast<const void*>(transfer.local);
             });
@@ -189,8 +183,7 @@ class CombineCall {
   const Routing& routing_;
   const uint64_t dispatch_;  // the call that made the result: the same on all ranks
   const float* weights_;
-  std::vector<int> rank_of_pair_;
-  std::vector<uint64_t> offset_of_pair_;  // in that rank's region
+  std::vector<uint64_t> offset_of_position_;  // of the first row, in that rank's region
 };
 
 void ExpertParallel::combine(const void* rows, Dispatched& result, const float* weights, void* y,

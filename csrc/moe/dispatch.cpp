@@ -1,7 +1,8 @@
 // Dispatch, one call: route, stage, publish, wait, pull the route lists, pull the rows.
-#include <algorithm>
 #include <cstring>
+#include <utility>
 
+#include "base/copy.hpp"
 #include "moe/expert_parallel.hpp"
 
 namespace xccl {
@@ -69,34 +70,28 @@ class DispatchCall {
     return piece.memory.offset();
   }
 
-  // One list per destination rank, one after the other: counts, tokens, weights.
+  // One list per destination rank, one after the other.
   void write_lists() {
     PulledPiece& piece = ep_.memory_->route[ep_.route_turn_];
     ep_.await_passed(op_, piece.used_by);
-    uint64_t bytes = 0;
-    for (int member = 0; member < size(); ++member) {
-      list_offset_.push_back(bytes);
-      bytes += EpLayout::route_list_bytes(experts_on(member), routing_->rows_to(ep_.placement_, member));
-    }
-    piece.memory.require(bytes);
+    piece.memory.require(routing_->pairs() * sizeof(RoutedRow));
     pulled_.push_back(&piece.used_by);
+    auto* const rows = reinterpret_cast<RoutedRow*>(piece.memory.base());
+    std::vector<RoutedRow*> next;
     for (int member = 0; member < size(); ++member) {
-      write_list(member, piece.memory.base() + list_offset_[static_cast<size_t>(member)]);
-      list_offset_[static_cast<size_t>(member)] += piece.memory.offset();
+      const uint32_t before = routing_->position_start[static_cast<size_t>(ep_.placement_.first(member))];
+      list_offset_.push_back(piece.memory.offset() + before * sizeof(RoutedRow));
+      next.push_back(rows + before);
     }
-  }
-
-  void write_list(int member, std::byte* list) {
-    const auto first = static_cast<size_t>(ep_.placement_.first(member)),
-               last = static_cast<size_t>(ep_.placement_.first(member + 1));
-    const auto& start = routing_->position_start;
-    auto* counts = reinterpret_cast<uint32_t*>(list);
-    for (size_t p = first; p < last; ++p) counts[p - first] = start[p + 1] - start[p];
-    std::byte* tokens = list + round_up(4 * (last - first), 8);
-    const size_t rows = start[last] - start[first];
-    if (rows == 0) return;
-    std::memcpy(tokens, &routing_->token_of_pair[start[first]], 4 * rows);
-    std::memcpy(tokens + 4 * rows, &routing_->weight_of_pair[start[first]], 4 * rows);
+    const auto slots = static_cast<size_t>(ep_.shape_.topk);
+    for (size_t i = 0; i < routing_->position_of_slot.size(); ++i) {
+      const int32_t position = routing_->position_of_slot[i];
+      if (position == nowhere) continue;
+      const int member = ep_.placement_.rank_of(position);
+      *next[static_cast<size_t>(member)]++ = {static_cast<int32_t>(i / slots),
+                                              static_cast<uint32_t>(position - ep_.placement_.first(member)),
+                                              routing_->weights[i]};
+    }
   }
 
   std::vector<Payload> records(uint64_t where) const {
@@ -132,99 +127,117 @@ class DispatchCall {
         fail(Status::Failure, "rank ", comm_.job_rank(member),
              " announces other rows than the routing has: its record is damaged");
       if (fresh_)
-        ep_.require_in_region(member, record[ep_record::list],
-                              EpLayout::route_list_bytes(experts_on(rank()), record[ep_record::rows]));
+        ep_.require_in_region(member, record[ep_record::list], record[ep_record::rows] * sizeof(RoutedRow));
     }
   }
 
   // Pulls every source's list for this rank, and from them makes the receiver's side of the routing.
   void pull_lists() {
     op_.phase("pulling routes");
-    const uint64_t experts = experts_on(rank());
-    std::vector<uint64_t> at;
-    uint64_t bytes = 0;
-    for (int member = 0; member < size(); ++member) {
-      at.push_back(bytes);
-      bytes += EpLayout::route_list_bytes(experts, heard(member)[ep_record::rows]);
-    }
-    std::vector<std::byte> lists(bytes);
-    for (int member = 0; member < size(); ++member) {
-      const uint64_t length = EpLayout::route_list_bytes(experts, heard(member)[ep_record::rows]);
-      const Transfer transfer{lists.data() + at[static_cast<size_t>(member)], heard(member)[ep_record::list],
-                              length};
-      comm_.world().provider().get(ep_.peer(member), &transfer, 1);
-    }
-    comm_.world().provider().quiet();
-    for (int member = 0; member < size(); ++member)
-      check_list(member, lists.data() + at[static_cast<size_t>(member)]);
-    receive(lists, at);
-  }
-
-  void check_list(int member, const std::byte* list) const {
-    const uint64_t experts = experts_on(rank()), rows = heard(member)[ep_record::rows];
-    uint64_t total = 0;
-    for (uint64_t e = 0; e < experts; ++e) total += reinterpret_cast<const uint32_t*>(list)[e];
-    const auto* tokens = reinterpret_cast<const int32_t*>(list + round_up(4 * experts, 8));
-    bool ok = total == rows;
-    for (uint64_t i = 0; i < rows; ++i)
-      ok &= tokens[i] >= 0 && static_cast<uint64_t>(tokens[i]) < heard(member)[ep_record::tokens];
-    if (!ok) fail(Status::Failure, "rank ", comm_.job_rank(member), "'s route list is damaged");
-  }
-
-  void receive(const std::vector<std::byte>& lists, const std::vector<uint64_t>& at) {
-    const auto experts = static_cast<size_t>(experts_on(rank())), ranks = static_cast<size_t>(size());
     uint64_t rows = 0;
     for (int member = 0; member < size(); ++member) {
       made_->tokens_of.push_back(heard(member)[ep_record::tokens]);
       made_->rows_of.push_back(heard(member)[ep_record::rows]);
       rows += made_->rows_of.back();
     }
+    if (ep_.lists_.size() < rows) ep_.lists_.resize(rows);
+    RoutedRow* to = ep_.lists_.data();
+    for (int member = 0; member < size(); ++member) {
+      const uint64_t length = made_->rows_of[static_cast<size_t>(member)];
+      const Transfer transfer{to, heard(member)[ep_record::list], length * sizeof(RoutedRow)};
+      comm_.world().provider().get(ep_.peer(member), &transfer, 1);
+      to += length;
+    }
+    comm_.world().provider().quiet();
+    count_rows();
+    place_rows(rows);
+  }
+
+  // Rows of each source and expert, and where the first of them is to lie.
+  void count_rows() {
+    const auto experts = static_cast<size_t>(experts_on(rank())), ranks = static_cast<size_t>(size());
+    auto& base = made_->row_base;
+    base.assign(ranks * experts, 0);
+    const RoutedRow* listed = ep_.lists_.data();
+    for (size_t source = 0; source < ranks; ++source) {
+      bool ok = true;
+      for (const RoutedRow* end = listed + made_->rows_of[source]; listed != end; ++listed) {
+        ok &=
+            static_cast<uint64_t>(listed->token) < made_->tokens_of[source];  // a negative one is very large
+        if (listed->expert < experts)
+          ++base[source * experts + listed->expert];
+        else
+          ok = false;
+      }
+      if (!ok)
+        fail(Status::Failure, "rank ", comm_.job_rank(static_cast<int>(source)), "'s route list is damaged");
+    }
     made_->counts.assign(experts, 0);
-    made_->row_base.assign(ranks * experts, 0);
-    made_->src_rank.resize(rows);
-    made_->src_token.resize(rows);
-    made_->row_weight.resize(rows);
-    std::vector<uint32_t> taken(ranks, 0);  // rows of each source so far: its list is in expert order too
     uint32_t row = 0;
     for (size_t e = 0; e < experts; ++e)
       for (size_t source = 0; source < ranks; ++source) {
-        const std::byte* list = lists.data() + at[source];
-        const uint32_t count = reinterpret_cast<const uint32_t*>(list)[e];
-        const std::byte* tokens = list + round_up(4 * experts, 8);
-        const std::byte* weights = tokens + 4 * heard(static_cast<int>(source))[ep_record::rows];
-        made_->row_base[source * experts + e] = row;
+        const uint32_t count = std::exchange(base[source * experts + e], row);
         made_->counts[e] += count;
-        if (count == 0) continue;
-        std::fill_n(&made_->src_rank[row], count, static_cast<int32_t>(source));
-        std::memcpy(&made_->src_token[row], tokens + 4 * taken[source], 4 * count);
-        std::memcpy(&made_->row_weight[row], weights + 4 * taken[source], 4 * count);
-        taken[source] += count;
         row += count;
       }
   }
 
+  void place_rows(uint64_t rows) {
+    const bool token_rows = ep_.shape_.layout == RowLayout::token;
+    const auto experts = static_cast<size_t>(experts_on(rank()));
+    made_->src_rank.resize(rows);
+    made_->src_token.resize(rows);
+    made_->row_weight.resize(rows);
+    made_->arrivals.reserve(rows);
+    if (token_rows) made_->token_row.resize(rows);
+    std::vector<uint32_t> next = made_->row_base;
+    const RoutedRow* listed = ep_.lists_.data();
+    for (size_t source = 0; source < static_cast<size_t>(size()); ++source) {
+      int32_t token = -1;
+      for (const RoutedRow* end = listed + made_->rows_of[source]; listed != end; ++listed) {
+        const uint32_t row = next[source * experts + listed->expert]++;
+        made_->arrivals.push_back(row);
+        made_->src_rank[row] = static_cast<int32_t>(source);
+        made_->src_token[row] = listed->token;
+        made_->row_weight[row] = listed->weight;
+        made_->tokens_here += listed->token != token;
+        token = listed->token;
+        if (token_rows) made_->token_row[row] = static_cast<int32_t>(made_->tokens_here - 1);
+      }
+    }
+  }
+
+  // In the order of arrivals: the rows of one token one after the other, so that it is read from afar once.
   void pull_rows(ResultSlot& slot) {
     op_.phase("pulling rows");
     ep_.await_passed(op_, slot.used_by);
-    const uint64_t rows = routing_->rows();
-    slot.x.require(rows * row_bytes());
-    std::byte* to = slot.x.base();
+    const bool token_rows = ep_.shape_.layout == RowLayout::token;
+    const uint64_t bytes = (token_rows ? routing_->tokens_here : routing_->rows()) * row_bytes();
+    slot.x.require(bytes);
+    // What all ranks write together either stays in the caches for the experts, or would only push other things out.
+    const bool past_caches = bytes * static_cast<uint64_t>(size()) > shared_cache_bytes();
     // This rank's own rows come straight from x, wherever that lies; other ranks' by address where there is one.
     std::vector<const std::byte*> from(static_cast<size_t>(size()), nullptr);
     for (int member = 0; member < size(); ++member)
       if (ep_.peer(member).direct)
         from[static_cast<size_t>(member)] = ep_.peer(member).direct + heard(member)[ep_record::where];
     from[static_cast<size_t>(rank())] = x_;
-    for (uint64_t row = 0; row < rows; ++row, to += row_bytes()) {
+    uint64_t tokens = 0;
+    for (const uint32_t row : routing_->arrivals) {
+      if (token_rows && static_cast<uint64_t>(routing_->token_row[row]) < tokens)
+        continue;  // it is here already
+      std::byte* to = slot.x.base() + (token_rows ? tokens++ : row) * row_bytes();
       const int source = routing_->src_rank[row];
       const auto offset = static_cast<uint64_t>(routing_->src_token[row]) * row_bytes();
       if (const std::byte* base = from[static_cast<size_t>(source)]) {
-        std::memcpy(to, base + offset, row_bytes());
+        past_caches ? stream_past_caches(to, base + offset, row_bytes())
+                    : static_cast<void>(std::memcpy(to, base + offset, row_bytes()));
       } else {
         const Transfer transfer{to, heard(source)[ep_record::where] + offset, row_bytes()};
         comm_.world().provider().get(ep_.peer(source), &transfer, 1);
       }
     }
+    finish_streams();
     comm_.world().provider().quiet();
   }
 

@@ -3,8 +3,7 @@
 //
 //   input     2 slots of max_tokens rows      written by the user (input_buffer), pulled by dispatch
 //   staging   2 slots of max_tokens rows      dispatch's copy of an x that lies in private memory
-//   route     2 slots, one route list per destination rank:
-//               counts  uint32 (experts there) | tokens int32 (rows) | weights float32 (rows)
+//   route     2 slots, one route list per destination rank: a RoutedRow for each of its rows
 //   bases     2 slots of uint32 (ranks, experts here): first row of each source and expert, for combine
 //   results   per result: rows of x, then rows of out, each (ranks * max_tokens * topk) rows at the worst
 //
@@ -12,6 +11,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 #include <vector>
 
 #include "base/error.hpp"
@@ -23,9 +23,16 @@
 
 namespace xccl {
 
+// What the rows of a result are.
+enum class RowLayout : uint32_t {
+  expert = 1,  // one row per (token, expert), expert by expert
+  token = 2,   // one row per token, and which of them each expert wants
+};
+
 struct EpShape {
   int64_t num_experts = 0, hidden = 0, max_tokens = 0, topk = 0;
   RowType dtype = RowType::float32;
+  RowLayout layout = RowLayout::expert;
   int64_t results = 2;  // results alive at once
 
   uint64_t row_bytes() const { return static_cast<uint64_t>(hidden) * element_bytes(dtype); }
@@ -56,6 +63,14 @@ inline void check(const EpShape& shape, int ranks) {
     fail(Status::InvalidArgument, "max_tokens * topk * ranks * hidden * results is beyond any address space");
 }
 
+// One row for another rank, in that rank's route list. A list is in the order (token, slot).
+struct RoutedRow {
+  int32_t token;
+  uint32_t expert;  // counted on its rank
+  float weight;
+};
+static_assert(sizeof(RoutedRow) == 12 && std::is_trivially_copyable_v<RoutedRow>);
+
 struct EpPiece {
   uint64_t offset = 0, bytes = 0;
 };
@@ -71,23 +86,19 @@ struct EpLayout {
                                       : static_cast<uint64_t>(placement.ranks()) *
                                             static_cast<uint64_t>(shape.max_tokens * shape.topk);
   }
-  // One route list's tokens and weights begin at a multiple of 8 after its counts.
-  static uint64_t route_list_bytes(uint64_t experts, uint64_t rows) {
-    return round_up(4 * experts, 8) + round_up(8 * rows, 8);
-  }
 
   EpLayout(const EpShape& shape, const Placement& placement, int rank) {
     const uint64_t rows = static_cast<uint64_t>(shape.max_tokens) * shape.row_bytes();
     const auto slots = static_cast<uint64_t>(shape.max_tokens * shape.topk);
     for (auto& piece : input) piece = take(rows);
     for (auto& piece : staging) piece = take(rows);
-    const auto ranks = static_cast<uint64_t>(placement.ranks()),
-               experts = static_cast<uint64_t>(placement.experts());
-    for (auto& piece : route) piece = take(4 * experts + 8 * slots + 16 * ranks);
+    const auto ranks = static_cast<uint64_t>(placement.ranks());
+    for (auto& piece : route) piece = take(slots * sizeof(RoutedRow));
     for (auto& piece : bases) piece = take(4 * ranks * static_cast<uint64_t>(placement.count(rank)));
-    const uint64_t worst = worst_rows(shape, placement, rank) * shape.row_bytes();
+    const uint64_t worst = worst_rows(shape, placement, rank) * shape.row_bytes(),
+                   copies = shape.layout == RowLayout::token ? static_cast<uint64_t>(shape.topk) : 1;
     for (int64_t i = 0; i < shape.results; ++i) {
-      x.push_back(take(worst));
+      x.push_back(take(worst / copies));
       out.push_back(take(worst));
     }
   }

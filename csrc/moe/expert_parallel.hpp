@@ -91,8 +91,9 @@ class ExpertParallel {
   uint64_t seq_ = 0;  // calls completed
   // Which slot of each piece comes next. All are used in turn, whatever the order of the calls.
   uint64_t input_turn_ = 0, staging_turn_ = 0, route_turn_ = 0, bases_turn_ = 0;
-  uint64_t side_calls_ = 0;     // input_buffer and output_buffer, which nobody else sees
-  std::vector<Payload> heard_;  // of the call under way, by member
+  uint64_t side_calls_ = 0;       // input_buffer and output_buffer, which nobody else sees
+  std::vector<Payload> heard_;    // of the call under way, by member
+  std::vector<RoutedRow> lists_;  // likewise; kept for its memory
   bool closed_ = false;
 };
 

@@ -22,8 +22,7 @@ std::vector<PlanLine> plan(const EpShape& shape, int ranks, int rank, const Plan
   const uint64_t slots = load.tokens * static_cast<uint64_t>(shape.topk);
   const auto turns = static_cast<uint64_t>(record_depth), results = static_cast<uint64_t>(shape.results);
   const uint64_t token_rows = load.tokens * shape.row_bytes(), result_rows = load.rows * shape.row_bytes();
-  const uint64_t route =
-      4 * static_cast<uint64_t>(shape.num_experts) + 8 * slots + 16 * static_cast<uint64_t>(ranks);
+  const uint64_t route = slots * sizeof(RoutedRow);
   const uint64_t lines = Communicator::control_bytes(ranks, annex_bytes) + Board::bytes(ranks);
   return {
       {"control segment: header, flags, records", pages(lines), control_segment_bytes, "fewer ranks"},

@@ -1,5 +1,5 @@
-// Routing: which (token, slot) pair goes to which row of which rank. Built by a counting sort from topk_idx on the
-// source's side, and from the other ranks' route lists on the receiver's. Small; lives in this rank's own memory;
+// Routing: which (token, slot) pair goes to which row of which rank. Built by counting, from topk_idx on the source's
+// side, and from the other ranks' route lists on the receiver's. Small; lives in this rank's own memory;
 // may be used for any number of later calls (a training engine's backward pass).
 // Not here: how lists travel (dispatch.cpp) and where they lie in shared memory (ep_layout.hpp).
 #pragma once
@@ -19,21 +19,21 @@ struct TopK {
   int64_t tokens = 0;
 };
 
-constexpr uint32_t no_pair = UINT32_MAX;
+constexpr int32_t nowhere = -1;
 
 struct Routing {
   uint64_t maker = 0;  // the ExpertParallel that made it (ExpertParallel::serial)
   uint64_t id = 0;     // number of the dispatch that made it, there
   int64_t tokens = 0;
 
-  // --- Source's side. A pair's place in the order (position, token, slot) is its index. ---
-  std::vector<uint32_t> pair_of_slot;    // (tokens * topk): index of the pair, or no_pair
-  std::vector<uint32_t> position_start;  // (experts + 1): index of the first pair of each position
-  std::vector<int32_t> token_of_pair;
-  std::vector<float> weight_of_pair;
-  std::vector<float> weights;  // (tokens * topk), as given
+  // --- Source's side. ---
+  std::vector<int32_t> position_of_slot;  // (tokens * topk): of the slot's expert, or nowhere
+  std::vector<uint32_t> place_of_slot;    // how many of this rank's pairs for that expert come before it
+  std::vector<uint32_t> position_start;   // (experts + 1): pairs for all positions before
+  std::vector<float> weights;             // (tokens * topk), as given
 
-  uint32_t pairs() const { return static_cast<uint32_t>(token_of_pair.size()); }
+  uint32_t pairs() const { return position_start.back(); }
+  uint32_t pairs_at(size_t position) const { return position_start[position + 1] - position_start[position]; }
   uint32_t rows_to(const Placement& placement, int rank) const {
     return position_start[static_cast<size_t>(placement.first(rank + 1))] -
            position_start[static_cast<size_t>(placement.first(rank))];
@@ -45,6 +45,11 @@ struct Routing {
   std::vector<int32_t> src_rank;   // per row
   std::vector<int32_t> src_token;
   std::vector<float> row_weight;
+  std::vector<uint32_t>
+      arrivals;  // the rows in the order (source rank, source token, slot), as they are pulled
+  std::vector<int32_t>
+      token_row;             // in layout "token", per row: where its token lies among the tokens received
+  uint64_t tokens_here = 0;  // tokens of which this rank has rows, each counted once
 
   std::vector<uint64_t> tokens_of;  // (ranks): tokens that source dispatched
   std::vector<uint64_t> rows_of;    // (ranks): rows it sent here

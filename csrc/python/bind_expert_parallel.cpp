@@ -17,7 +17,7 @@ RowType row_type(const std::string& name) {
 
 EpShape make_shape(int64_t num_experts, int64_t hidden, int64_t max_tokens, int64_t topk,
                    const std::string& dtype, int64_t results) {
-  return EpShape{num_experts, hidden, max_tokens, topk, row_type(dtype), results};
+  return EpShape{num_experts, hidden, max_tokens, topk, row_type(dtype), RowLayout::expert, results};
 }
 
 // An array over a result's rows keeps the result's slot leased: the pool does not hand it out while the array lives.
