@@ -30,15 +30,16 @@ import xccl
 def dispatch_and_combine(comm, shape, batches):
     """One round on one rank. Returns everything that it got."""
     mine = batches[comm.rank]
-    with xccl.ExpertParallel(comm, *shape_arguments(shape)) as ep:
+    with xccl.ExpertParallel(comm, *shape_arguments(shape), layout=shape.layout) as ep:
         d = ep.dispatch(mine.x, mine.topk_idx, mine.topk_weights)
-        results = np.empty_like(d.x)
+        results = np.empty((d.num_rows, shape.hidden), d.x.dtype)
         for i, expert in enumerate(ep.local_experts):
             results[d.rows_of(i)] = scale(expert, d.expert(i))
         y = ep.combine(results, d)
         return {
             "experts": ep.local_experts,
             "x": np.array(d.x),
+            "index": np.array(d.index),
             "counts": d.counts,
             "num_rows": d.num_rows,
             "src_rank": d.src_rank,
@@ -58,7 +59,8 @@ def check(ranks, shape, batches):
     for rank, got in enumerate(found):
         expected = dispatched(rank, batches, shape)
         assert got["experts"] == experts_of(rank, len(batches), shape.num_experts)
-        assert got["num_rows"] == len(expected.x)
+        assert got["num_rows"] == len(expected.src_rank)
+        np.testing.assert_array_equal(got["index"], expected.index, strict=True)
         np.testing.assert_array_equal(got["counts"], expected.counts, strict=True)
         np.testing.assert_array_equal(got["src_rank"], expected.src_rank, strict=True)
         np.testing.assert_array_equal(got["src_token"], expected.src_token, strict=True)
@@ -76,6 +78,7 @@ def rounds(draw):
         max_tokens=draw(st.integers(1, 9), "max_tokens"),
         topk=draw(st.integers(1, 5), "topk"),
         dtype=draw(st.sampled_from(list(DTYPES)), "dtype"),
+        layout=draw(st.sampled_from(["expert", "token"]), "layout"),
     )
     values = draw(st.sampled_from([ordinary_values, any_bits]), "values")
     index_dtype = draw(st.sampled_from([np.int32, np.int64]), "index dtype")
@@ -136,10 +139,11 @@ NORMAL = {
 }
 
 
+@pytest.mark.parametrize("layout", ["expert", "token"])
 @pytest.mark.parametrize("case", NORMAL)
-def test_this_is_normal(ranks, case):
+def test_this_is_normal(ranks, case, layout):
     tokens, choose = NORMAL[case]
-    check(ranks, SMALL, batches_of(SMALL, tokens, choose))
+    check(ranks, replace(SMALL, layout=layout), batches_of(SMALL, tokens, choose))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -16,6 +16,7 @@ SHAPES = {
     "long rows of float32": (Shape(8, 4096, 32, 2, "float32"), 2),
     "few tokens": (Shape(8, 64, 4, 2), 4),
     "experts do not divide": (Shape(7, 1000, 100, 3, "float16"), 4),
+    "each token once": (Shape(16, 512, 256, 4, layout="token"), 2),
 }
 
 
@@ -23,7 +24,7 @@ def use_as_planned(comm, shape):
     """Rounds of every kind, all with as many tokens as may be; returns what was taken and what had been planned."""
     rng = np.random.default_rng(comm.rank)
     most = 0
-    with xccl.ExpertParallel(comm, *shape_arguments(shape)) as ep:
+    with xccl.ExpertParallel(comm, *shape_arguments(shape), layout=shape.layout) as ep:
         for _number in range(8):
             batch = random_batch(rng, shape, shape.max_tokens)
             batch.topk_idx[:] = rng.permuted(
@@ -41,7 +42,9 @@ def use_as_planned(comm, shape):
             other.release()
             del d, other, result, out
         taken = comm.committed_bytes
-    plan = xccl.ExpertParallel.plan(comm.size, *shape_arguments(shape), rank=comm.rank, rows=most)
+    plan = xccl.ExpertParallel.plan(
+        comm.size, *shape_arguments(shape), layout=shape.layout, rank=comm.rank, rows=most
+    )
     return taken, plan
 
 

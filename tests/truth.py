@@ -29,6 +29,7 @@ class Shape:
     max_tokens: int
     topk: int
     dtype: str = "bfloat16"
+    layout: str = "expert"
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class Rows:
     src_rank: np.ndarray[Any, Any]
     src_token: np.ndarray[Any, Any]
     weights: np.ndarray[Any, Any]
+    index: np.ndarray[Any, Any]  # of each row, in x
 
 
 def experts_of(rank: int, ranks: int, num_experts: int) -> list[int]:
@@ -71,9 +73,13 @@ def dispatched(rank: int, batches: Sequence[Batch], shape: Shape) -> Rows:
                     if batch.topk_idx[token, slot] == expert:
                         origins.append((source, token, slot))
         counts.append(len(origins) - before)
-    rows = [batches[source].x[token] for source, token, _ in origins]
+    here = [(source, token) for source, token, _ in origins]
+    in_x = sorted(set(here)) if shape.layout == "token" else here
+    index = [in_x.index(row) for row in here] if shape.layout == "token" else range(len(here))
+    rows = [batches[source].x[token] for source, token in in_x]
     return Rows(
         x=np.array(rows, DTYPES[shape.dtype]).reshape(len(rows), shape.hidden),
+        index=np.array(index, np.int32),
         counts=np.array(counts, np.int64),
         src_rank=np.array([source for source, _, _ in origins], np.int32),
         src_token=np.array([token for _, token, _ in origins], np.int32),

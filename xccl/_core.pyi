@@ -29,6 +29,7 @@ def plan(
     max_tokens: int,
     topk: int,
     dtype: str,
+    layout: str,
     results: int,
     size: int,
     rank: int,
@@ -153,6 +154,8 @@ class Routing:
     @property
     def src_token(self) -> _Array: ...
     @property
+    def token_row(self) -> _Array: ...
+    @property
     def weights(self) -> _Array: ...
 
 class Dispatched:
@@ -173,6 +176,7 @@ class ExpertParallel:
         topk: int,
         dtype: str,
         np_dtype: np.dtype[Any],
+        layout: str,
         results: int,
     ) -> None: ...
     @property

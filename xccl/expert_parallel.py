@@ -46,7 +46,9 @@ class ExpertParallel:
         results: how many results of dispatch may be alive at once.
         dispatch_quant, combine_quant, combine_dtype: None. Quantised rows and other sum types are planned; anything
             else raises InvalidArgument.
-        layout: "expert": one row per (token, expert), expert by expert. "token" is planned.
+        layout: of d.x. "expert": one row per (token, expert), expert by expert, ready for a grouped GEMM. "token": each
+            token once, and in `d.index` which of them each expert wants: a quarter of the bytes and less, for kernels
+            that gather. Results go back expert by expert in both.
 
     Raises:
         InvalidArgument, Mismatch, OutOfMemory (address space or memory; the message says what to change), Timeout,
@@ -70,7 +72,7 @@ class ExpertParallel:
         if not isinstance(comm, Communicator):
             raise InvalidArgument(f"comm is a {type(comm).__name__}: expected an xccl.Communicator")
         self._dtype = _row_dtype(dtype)
-        _refuse_planned(self._dtype, dispatch_quant, combine_quant, combine_dtype, layout)
+        _refuse_planned(self._dtype, dispatch_quant, combine_quant, combine_dtype)
         self.num_experts = whole("num_experts", num_experts)
         self.hidden = whole("hidden", hidden)
         self.max_tokens = whole("max_tokens", max_tokens)
@@ -83,8 +85,10 @@ class ExpertParallel:
             topk=self.topk,
             dtype=self._dtype.name,
             np_dtype=self._dtype,
+            layout=_layout(layout),
             results=whole("results", results),
         )
+        self.layout = layout
         self.comm = comm
         comm._dependents.add(self)
 
@@ -160,9 +164,10 @@ class ExpertParallel:
         """Brings the experts' results back and sums them, weighted, per token. Collective; one synchronisation.
 
         Args:
-            rows: (d.num_rows, hidden), dtype of this object: the result for each row of d.x. `d.output_buffer()` and
-                `d.x` itself are not copied; other ranks may read those until the next dispatch, combine or
-                `d.output_buffer()` here returns, so write to them again only after that.
+            rows: (d.num_rows, hidden), dtype of this object: the result for each (token, expert), expert by expert.
+                `d.output_buffer()` and, in layout "expert", `d.x` itself are not copied; other ranks may read those
+                until the next dispatch, combine or `d.output_buffer()` here returns, so write to them again only
+                after that.
             d: the result of the dispatch. It stays valid, so it can be combined again.
             weights: (tokens, topk) float32 instead of those given to dispatch.
             out: (tokens, hidden) array for the sums, instead of a new one.
@@ -215,6 +220,7 @@ class ExpertParallel:
         topk: int,
         dtype: Any = "bfloat16",
         results: int = 2,
+        layout: str = "expert",
         *,
         rank: int = 0,
         tokens: int | None = None,
@@ -247,7 +253,18 @@ class ExpertParallel:
             rows = math.ceil(size * tokens * topk * local / num_experts)
         name = _row_dtype(dtype).name
         lines = _core.plan(
-            num_experts, hidden, max_tokens, topk, name, results, size, rank, tokens, rows, in_place
+            num_experts,
+            hidden,
+            max_tokens,
+            topk,
+            name,
+            _layout(layout),
+            results,
+            size,
+            rank,
+            tokens,
+            rows,
+            in_place,
         )
         title = (
             f"ExpertParallel on rank {rank} of {size}: {num_experts} experts, hidden {hidden}, {name}, max_tokens "
@@ -259,8 +276,10 @@ class ExpertParallel:
 class Dispatched:
     """What `dispatch` returns: the rows this rank's experts work on, and where they came from.
 
-    Rows are in the order (local expert, source rank, source token). The rows live in a pool: release() gives them
-    back once no array over them is alive; so does dropping the object. `routing` is small and stays usable.
+    Rows are in the order (local expert, source rank, source token); in layout "token" d.x has each token once instead,
+    in the order (source rank, source token), and everything else is still in the order of rows. What d.x lies in
+    belongs to a pool: release() gives it back once no array over it is alive; so does dropping the object. `routing`
+    is small and stays usable.
     """
 
     scales = None  #: for quantised rows, which are planned
@@ -272,7 +291,7 @@ class Dispatched:
 
     @property
     def x(self) -> Array:
-        """(num_rows, hidden): the rows. Writable, so experts may work in place."""
+        """(num_rows, hidden): the rows; writable, so experts may work in place. In layout "token": (tokens, hidden)."""
         return self._native.rows().view(Array)
 
     @cached_property
@@ -295,6 +314,13 @@ class Dispatched:
         """(num_rows,) int32: its token there."""
         return self.routing.src_token
 
+    @cached_property
+    def index(self) -> np.ndarray[Any, Any]:
+        """(num_rows,) int32: for each row, where its token lies in d.x; so d.x[d.index] is expert-major in any layout."""
+        return (
+            self.routing.token_row if self._ep.layout == "token" else np.arange(self.num_rows, dtype=np.int32)
+        )
+
     @property
     def weights(self) -> np.ndarray[Any, Any]:
         """(num_rows,) float32: the weight of that expert for that token."""
@@ -305,13 +331,14 @@ class Dispatched:
         return [0, *np.cumsum(self.counts).tolist()]
 
     def rows_of(self, i: int) -> slice:
-        """The rows of the i-th local expert, as a slice of d.x."""
+        """The rows of the i-th local expert, as a slice of everything that has num_rows entries."""
         i = whole("i", i, 0, len(self.counts) - 1)
         return slice(self._starts[i], self._starts[i + 1])
 
     def expert(self, i: int) -> Array:
-        """(counts[i], hidden): the rows of the i-th local expert, a view of d.x."""
-        return self.x[self.rows_of(i)].view(Array)
+        """(counts[i], hidden): the rows of the i-th local expert: a view of d.x; in layout "token" a copy."""
+        rows = self.rows_of(i)
+        return self.x[self.index[rows] if self._ep.layout == "token" else rows].view(Array)
 
     def output_buffer(self, timeout: float | None = None) -> Array:
         """(num_rows, hidden) to write the experts' results into, which combine then does not copy.
@@ -397,8 +424,14 @@ def _expert_ids(topk_idx: Any) -> np.ndarray[Any, Any]:
     return ids
 
 
+def _layout(layout: object) -> str:
+    if layout not in ("expert", "token"):
+        raise InvalidArgument(f'layout={layout!r}: expected "expert" or "token"')
+    return str(layout)
+
+
 def _refuse_planned(
-    dtype: np.dtype[Any], dispatch_quant: object, combine_quant: object, combine_dtype: object, layout: object
+    dtype: np.dtype[Any], dispatch_quant: object, combine_quant: object, combine_dtype: object
 ) -> None:
     for name, value in (("dispatch_quant", dispatch_quant), ("combine_quant", combine_quant)):
         if value is not None:
@@ -407,5 +440,3 @@ def _refuse_planned(
         raise InvalidArgument(
             f"combine_dtype={combine_dtype!r}: expected None or {dtype.name} in this version"
         )
-    if layout != "expert":
-        raise InvalidArgument(f'layout={layout!r}: expected "expert", the only one in this version')

@@ -41,7 +41,7 @@ class CombineCall {
 
   // Makes the experts' rows reachable, copying only what lies elsewhere, and returns their offset in the region.
   uint64_t stage(const std::byte* rows) {
-    if (rows == slot_.x.base()) return slot_.x.offset();
+    if (rows == slot_.x.base() && ep_.shape_.layout == RowLayout::expert) return slot_.x.offset();
     if (rows == slot_.out.base()) return slot_.out.offset();
     ep_.await_passed(op_, slot_.used_by);
     const uint64_t bytes = routing_.rows() * row_bytes();
@@ -190,6 +190,10 @@ void ExpertParallel::combine(const void* rows, Dispatched& result, const float* 
                              double timeout) {
   require_open();
   require_ours(result);
+  if (shape_.layout == RowLayout::token && rows == result.lease->slot().x.base() && result.rows() > 0)
+    fail(Status::InvalidArgument,
+         "rows is d.x, which has a row for each token in layout \"token\": expected a row for each token and "
+         "expert");
   const uint64_t bytes = static_cast<uint64_t>(result.routing->tokens) * shape_.row_bytes();
   if (EpMemory::any_result_overlaps(y, bytes))
     fail(Status::InvalidArgument,

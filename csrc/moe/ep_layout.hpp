@@ -5,7 +5,8 @@
 //   staging   2 slots of max_tokens rows      dispatch's copy of an x that lies in private memory
 //   route     2 slots, one route list per destination rank: a RoutedRow for each of its rows
 //   bases     2 slots of uint32 (ranks, experts here): first row of each source and expert, for combine
-//   results   per result: rows of x, then rows of out, each (ranks * max_tokens * topk) rows at the worst
+//   results   per result: rows of x, then rows of out, each (ranks * max_tokens * topk) rows at the worst; in layout
+//             "token" x has (ranks * max_tokens)
 //
 // Everything is written by the owner and pulled by the others. Slots of 2 are used in turn (record_depth).
 #pragma once
@@ -28,6 +29,10 @@ enum class RowLayout : uint32_t {
   expert = 1,  // one row per (token, expert), expert by expert
   token = 2,   // one row per token, and which of them each expert wants
 };
+
+constexpr const char* row_layout_name(RowLayout layout) {
+  return layout == RowLayout::expert ? "expert" : layout == RowLayout::token ? "token" : "unknown";
+}
 
 struct EpShape {
   int64_t num_experts = 0, hidden = 0, max_tokens = 0, topk = 0;
@@ -52,6 +57,9 @@ inline void check(const EpShape& shape, int ranks) {
   if (!is_row_type(shape.dtype))
     fail(Status::InvalidArgument, "dtype ", element_type_name(shape.dtype),
          ": expected float32, float16 or bfloat16");
+  if (shape.layout != RowLayout::expert && shape.layout != RowLayout::token)
+    fail(Status::InvalidArgument, "layout is ", static_cast<uint32_t>(shape.layout),
+         ": expected 1 (expert) or 2 (token)");
   const int64_t worst = shape.max_tokens * shape.topk * ranks;
   if (worst > INT32_MAX)
     fail(Status::InvalidArgument, "max_tokens * topk * ranks is ", worst, ", more rows than ", INT32_MAX,

@@ -10,7 +10,7 @@ namespace xccl {
 
 // What members tell each other when an ExpertParallel is made.
 struct ExpertParallel::Card {
-  int64_t num_experts, hidden, max_tokens, topk, dtype;
+  int64_t num_experts, hidden, max_tokens, topk, dtype, layout;
   uint64_t board_offset;
   RegionKey region;
   uint64_t oldest_open;  // all ExpertParallel objects made before this one are closed on that rank
@@ -54,6 +54,7 @@ void ExpertParallel::meet() {
                   shape_.max_tokens,
                   shape_.topk,
                   static_cast<int64_t>(shape_.dtype),
+                  static_cast<int64_t>(shape_.layout),
                   board_offset_,
                   memory_->region().key,
                   comm_->oldest_open()};
@@ -64,7 +65,8 @@ void ExpertParallel::meet() {
                                                                        {"hidden", &Card::hidden},
                                                                        {"max_tokens", &Card::max_tokens},
                                                                        {"topk", &Card::topk},
-                                                                       {"dtype", &Card::dtype}};
+                                                                       {"dtype", &Card::dtype},
+                                                                       {"layout", &Card::layout}};
   for (const auto& [name, field] : fields) {
     std::vector<int> differ;
     int64_t theirs = 0;
@@ -73,8 +75,9 @@ void ExpertParallel::meet() {
         differ.push_back(member), theirs = cards[static_cast<size_t>(member)].*field;
     if (differ.empty()) continue;
     const auto show = [&](int64_t value) {
-      return field == &Card::dtype ? std::string(element_type_name(static_cast<RowType>(value)))
-                                   : std::to_string(value);
+      return field == &Card::dtype    ? std::string(element_type_name(static_cast<RowType>(value)))
+             : field == &Card::layout ? std::string(row_layout_name(static_cast<RowLayout>(value)))
+                                      : std::to_string(value);
     };
     throw Error(Status::Mismatch,
                 text("ExpertParallel: rank ", comm_->job_rank(comm_->rank()), " has ", name, "=",

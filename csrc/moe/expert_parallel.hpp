@@ -20,12 +20,14 @@ namespace xccl {
 
 class ExpertParallel;
 
-// What a dispatch returns: rows in expert order, and the routing that made them.
+// What a dispatch returns: rows in the order of the layout, and the routing that made them.
 struct Dispatched {
   std::shared_ptr<const Routing> routing;
   std::shared_ptr<Lease> lease;  // null once released
   uint64_t number = 0;           // of the dispatch, on its ExpertParallel
   uint64_t rows() const { return routing->rows(); }
+  // Of x: in layout "token" one for each token, else one for each row.
+  uint64_t x_rows() const { return routing->token_row.empty() ? routing->rows() : routing->tokens_here; }
 };
 
 class ExpertParallel {

@@ -6,30 +6,27 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <vector>
 
 namespace xccl {
 
 class Placement {
  public:
-  Placement(int num_experts, int ranks) : experts_(num_experts), ranks_(ranks) {
-    rank_of_.reserve(static_cast<size_t>(num_experts));
-    for (int rank = 0; rank < ranks; ++rank)
-      rank_of_.insert(rank_of_.end(), static_cast<size_t>(count(rank)), rank);
-  }
+  Placement(int num_experts, int ranks) : experts_(num_experts), ranks_(ranks) {}
 
   int experts() const { return experts_; }
   int ranks() const { return ranks_; }
   // The first position on a rank; first(ranks()) is the number of experts.
   int first(int rank) const { return rank * (experts_ / ranks_) + std::min(rank, experts_ % ranks_); }
   int count(int rank) const { return first(rank + 1) - first(rank); }
-  int rank_of(int position) const { return rank_of_[static_cast<size_t>(position)]; }
+  int rank_of(int position) const {
+    const int each = experts_ / ranks_, larger = experts_ % ranks_, in_larger = larger * (each + 1);
+    return position < in_larger ? position / (each + 1) : larger + (position - in_larger) / each;
+  }
   int position(int expert) const { return expert; }
   int expert(int position) const { return position; }
 
  private:
   int experts_, ranks_;
-  std::vector<int32_t> rank_of_;  // looked up for every pair of every call
 };
 
 }  // namespace xccl

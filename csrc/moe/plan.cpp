@@ -1,5 +1,8 @@
 #include "moe/plan.hpp"
 
+#include <algorithm>
+#include <cmath>
+
 #include "base/error.hpp"
 #include "group/communicator.hpp"
 #include "group/scratch.hpp"
@@ -13,6 +16,17 @@ uint64_t even_rows(const EpShape& shape, int ranks, int rank, uint64_t tokens) {
   return (pairs * static_cast<uint64_t>(placement.count(rank)) + experts - 1) / experts;
 }
 
+namespace {
+// How many tokens the rows on one rank are of, if each of a token's experts is there with the same probability.
+uint64_t tokens_of_rows(const EpShape& shape, int ranks, const PlanLoad& load) {
+  const double tokens = static_cast<double>(ranks) * static_cast<double>(load.tokens),
+               topk = static_cast<double>(shape.topk);
+  if (tokens == 0) return 0;
+  const double here = std::min(1.0, static_cast<double>(load.rows) / (tokens * topk));
+  return static_cast<uint64_t>(std::ceil(tokens * (1 - std::pow(1 - here, topk))));
+}
+}  // namespace
+
 std::vector<PlanLine> plan(const EpShape& shape, int ranks, int rank, const PlanLoad& load,
                            uint64_t annex_bytes) {
   check(shape, ranks);
@@ -22,6 +36,8 @@ std::vector<PlanLine> plan(const EpShape& shape, int ranks, int rank, const Plan
   const uint64_t slots = load.tokens * static_cast<uint64_t>(shape.topk);
   const auto turns = static_cast<uint64_t>(record_depth), results = static_cast<uint64_t>(shape.results);
   const uint64_t token_rows = load.tokens * shape.row_bytes(), result_rows = load.rows * shape.row_bytes();
+  const uint64_t x_rows =
+      shape.layout == RowLayout::token ? tokens_of_rows(shape, ranks, load) * shape.row_bytes() : result_rows;
   const uint64_t route = slots * sizeof(RoutedRow);
   const uint64_t lines = Communicator::control_bytes(ranks, annex_bytes) + Board::bytes(ranks);
   return {
@@ -33,7 +49,7 @@ std::vector<PlanLine> plan(const EpShape& shape, int ranks, int rank, const Plan
        "max_tokens, topk"},
       {"row bases for combine, 2 slots", turns * pages(layout.bases[0].bytes),
        turns * pages(layout.bases[0].bytes), "num_experts"},
-      {text("rows received (d.x), ", results, " results"), results * pages(result_rows),
+      {text("rows received (d.x), ", results, " results"), results * pages(x_rows),
        results * pages(layout.x[0].bytes), "max_tokens, topk, results"},
       {text("experts' results (d.output_buffer()), ", results, " results"),
        load.in_place ? 0 : results * pages(result_rows), results * pages(layout.out[0].bytes),

@@ -15,9 +15,15 @@ RowType row_type(const std::string& name) {
   fail(Status::InvalidArgument, "dtype \"", name, "\": expected float32, float16 or bfloat16");
 }
 
+RowLayout row_layout(const std::string& name) {
+  for (const RowLayout layout : {RowLayout::expert, RowLayout::token})
+    if (name == row_layout_name(layout)) return layout;
+  fail(Status::InvalidArgument, "layout=\"", name, "\": expected \"expert\" or \"token\"");
+}
+
 EpShape make_shape(int64_t num_experts, int64_t hidden, int64_t max_tokens, int64_t topk,
-                   const std::string& dtype, int64_t results) {
-  return EpShape{num_experts, hidden, max_tokens, topk, row_type(dtype), RowLayout::expert, results};
+                   const std::string& dtype, const std::string& layout, int64_t results) {
+  return EpShape{num_experts, hidden, max_tokens, topk, row_type(dtype), row_layout(layout), results};
 }
 
 // An array over a result's rows keeps the result's slot leased: the pool does not hand it out while the array lives.
@@ -31,8 +37,8 @@ struct PyResult {
       fail(Status::InvalidArgument, "d has been released; its rows are gone (d.routing may still be used)");
     return native->lease;
   }
-  py::array rows_at(const std::byte* memory) const {
-    return array_over(memory, dtype, {static_cast<py::ssize_t>(native->rows()), hidden}, lease());
+  py::array rows_at(const std::byte* memory, uint64_t rows) const {
+    return array_over(memory, dtype, {static_cast<py::ssize_t>(rows), hidden}, lease());
   }
 };
 
@@ -75,7 +81,7 @@ class PyExpertParallel {
       const Blocking blocking;
       memory = native_->output_buffer(*d.native, timeout);
     }
-    return d.rows_at(memory);
+    return d.rows_at(memory, d.native->rows());
   }
 
   void combine(const py::array& rows, PyResult& d, const std::optional<py::array>& weights, py::array& out,
@@ -143,6 +149,9 @@ void bind_expert_parallel(py::module_& m) {
       .def_property_readonly(
           "src_token",
           [](const std::shared_ptr<Routing>& r) { return routing_array<int32_t>(r, r->src_token); })
+      .def_property_readonly(
+          "token_row",
+          [](const std::shared_ptr<Routing>& r) { return routing_array<int32_t>(r, r->token_row); })
       .def_property_readonly("weights", [](const std::shared_ptr<Routing>& r) {
         return routing_array<float>(r, r->row_weight);
       });
@@ -151,19 +160,20 @@ void bind_expert_parallel(py::module_& m) {
       .def_property_readonly(
           "routing", [](const PyResult& d) { return std::const_pointer_cast<Routing>(d.native->routing); })
       .def_property_readonly("released", [](const PyResult& d) { return !d.native->lease; })
-      .def("rows", [](const PyResult& d) { return d.rows_at(d.lease()->slot().x.base()); })
+      .def("rows",
+           [](const PyResult& d) { return d.rows_at(d.lease()->slot().x.base(), d.native->x_rows()); })
       .def("release", [](const PyResult& d) { d.native->lease.reset(); });
 
   py::class_<PyExpertParallel>(m, "ExpertParallel")
       .def(py::init([](std::shared_ptr<Communicator> comm, int64_t num_experts, int64_t hidden,
                        int64_t max_tokens, int64_t topk, const std::string& dtype, py::dtype np_dtype,
-                       int64_t results) {
+                       const std::string& layout, int64_t results) {
              return std::make_unique<PyExpertParallel>(
-                 std::move(comm), make_shape(num_experts, hidden, max_tokens, topk, dtype, results),
+                 std::move(comm), make_shape(num_experts, hidden, max_tokens, topk, dtype, layout, results),
                  std::move(np_dtype));
            }),
            py::arg("comm"), py::arg("num_experts"), py::arg("hidden"), py::arg("max_tokens"), py::arg("topk"),
-           py::arg("dtype"), py::arg("np_dtype"), py::arg("results"))
+           py::arg("dtype"), py::arg("np_dtype"), py::arg("layout"), py::arg("results"))
       .def_property_readonly("local_experts", &PyExpertParallel::local_experts)
       .def_property_readonly("closed", &PyExpertParallel::closed)
       .def("input_buffer", &PyExpertParallel::input_buffer, py::arg("n"), py::arg("timeout"))
@@ -177,17 +187,18 @@ void bind_expert_parallel(py::module_& m) {
   m.def(
       "plan",
       [](int64_t num_experts, int64_t hidden, int64_t max_tokens, int64_t topk, const std::string& dtype,
-         int64_t results, int size, int rank, uint64_t tokens, uint64_t rows, bool in_place) {
+         const std::string& layout, int64_t results, int size, int rank, uint64_t tokens, uint64_t rows,
+         bool in_place) {
         py::list out;
         for (const PlanLine& line :
-             plan(make_shape(num_experts, hidden, max_tokens, topk, dtype, results), size, rank,
+             plan(make_shape(num_experts, hidden, max_tokens, topk, dtype, layout, results), size, rank,
                   {tokens, rows, in_place}, PointToPoint::annex_bytes(size)))
           out.append(py::make_tuple(line.what, line.committed, line.reserved, line.shrink));
         return out;
       },
       py::arg("num_experts"), py::arg("hidden"), py::arg("max_tokens"), py::arg("topk"), py::arg("dtype"),
-      py::arg("results"), py::arg("size"), py::arg("rank"), py::arg("tokens"), py::arg("rows"),
-      py::arg("in_place"));
+      py::arg("layout"), py::arg("results"), py::arg("size"), py::arg("rank"), py::arg("tokens"),
+      py::arg("rows"), py::arg("in_place"));
 }
 
 }  // namespace xccl::python
