@@ -31,6 +31,10 @@ class Collectives:
     All are pulls with one synchronisation per round: each rank writes what others need into its scratch memory
     (up to 24 bytes ride in the record that says so), tells every other rank, and copies from each. What one rank
     has for all others goes in pieces of 512 KiB (with more than 32 ranks: 16 KiB for each), a round for each.
+
+    all_to_all, all_gather and broadcast of 256 KiB and more that lie in the application area (`comm.empty`) are not
+    copied there first: the others pull them from where they lie, all in one round where all ranks (broadcast: the
+    root) have theirs so, and a second synchronisation tells when all have.
     """
 
     _native: _core.Communicator

@@ -316,7 +316,7 @@ class Dispatched:
 
     @cached_property
     def index(self) -> np.ndarray[Any, Any]:
-        """(num_rows,) int32: for each row, where its token lies in d.x; so d.x[d.index] is expert-major in any layout."""
+        """(num_rows,) int32: where the token of each row lies in d.x; d.x[d.index] is expert-major in any layout."""
         return (
             self.routing.token_row if self._ep.layout == "token" else np.arange(self.num_rows, dtype=np.int32)
         )

@@ -18,11 +18,15 @@ def competitors(case: Case) -> list[Competitor]:
     """All of them. The case's work says in "by" from where."""
     crowd = case.ranks > 2
     if case.work["by"] == FROM_C:
-        xccl = Competitor("XCCL", OURS, Team("all_to_all_xccl_c"), unless=native.why_no_xccl_loops())
-        return [xccl, *_mpis("c", crowd), *_floors(case)]
-    xccl = Competitor("XCCL", OURS, Team("all_to_all_xccl"))
+        xccl = _xccl("all_to_all_xccl_c", native.why_no_xccl_loops())
+        return [*xccl, *_mpis("c", crowd), *_floors(case)]
     gloo = Competitor("gloo", PEER, Team("all_to_all_gloo", "torch", pinned=False))
-    return [xccl, *_mpis("python", crowd), gloo, *_floors(case)]
+    return [*_xccl("all_to_all_xccl"), *_mpis("python", crowd), gloo, *_floors(case)]
+
+
+def _xccl(part: str, unless: str | None = None) -> Iterator[Competitor]:
+    yield Competitor("XCCL, private array", OURS, Team(part), "private", unless=unless)
+    yield Competitor("XCCL, array in the application area", OURS, Team(part), "area", unless=unless)
 
 
 def _mpis(variant: str, crowd: bool) -> Iterator[Competitor]:

@@ -13,11 +13,13 @@ from competitors.mpi import INTEL_MPI_WAITING, NAMES
 # torch then has its temporaries on huge pages, and need not fault every page of them in at every call.
 HUGE = (("THP_MEM_ALLOC_ENABLE", "1"),)
 MANY_TOKENS = 1024
+WORK = ("dispatch", "combine")
+TO_TOKENS = "dispatch to tokens"  # in layout "token", which no peer has
 
 
 def competitors(case: Case) -> list[Competitor]:
     """All of them: XCCL and the floors first, since memory may not suffice for everybody."""
-    return [*_xccl(), *_floors(), *_mpis(case), *_gloo(case)]
+    return [*_xccl(case), *_floors(case), *_mpis(case), *_gloo(case)]
 
 
 def _pages(case: Case) -> list[tuple[str, tuple[tuple[str, str], ...]]]:
@@ -28,10 +30,12 @@ def _pages(case: Case) -> list[tuple[str, tuple[tuple[str, str], ...]]]:
     return [large] if case.work["tokens"] >= MANY_TOKENS else [small, large]
 
 
-def _xccl() -> Iterator[Competitor]:
+def _xccl(case: Case) -> Iterator[Competitor]:
     team = Team("moe_xccl")
-    yield Competitor("XCCL, tokens in its input buffer", OURS, team, "input buffer")
-    yield Competitor("XCCL, tokens in a private array", OURS, team, "private")
+    yield Competitor("XCCL, tokens in its input buffer", OURS, team, "input buffer", WORK)
+    yield Competitor("XCCL, tokens in a private array", OURS, team, "private", WORK)
+    if TO_TOKENS in case.metrics:
+        yield Competitor('XCCL, layout "token"', OURS, team, "tokens", (TO_TOKENS,))
 
 
 def _mpis(case: Case) -> Iterator[Competitor]:
@@ -45,19 +49,23 @@ def _mpis(case: Case) -> Iterator[Competitor]:
 
 
 def _mpi(name: str, mpi: str, compute: str, settings: tuple[tuple[str, str], ...] = ()) -> Competitor:
-    return Competitor(name, PEER, Team("moe_mpi", mpi, mpi, settings, options=(("compute", compute),)))
+    return Competitor(
+        name, PEER, Team("moe_mpi", mpi, mpi, settings, options=(("compute", compute),)), metrics=WORK
+    )
 
 
 def _gloo(case: Case) -> Iterator[Competitor]:
     # Pinning gloo pins its thread for the network to the same core as well, which makes it slower.
     for pages, settings in _pages(case):
         team = Team("moe_gloo", "torch", settings=settings, pinned=False)
-        yield Competitor(f"gloo, {pages}", PEER, team)
+        yield Competitor(f"gloo, {pages}", PEER, team, metrics=WORK)
 
 
-def _floors() -> Iterator[Competitor]:
+def _floors(case: Case) -> Iterator[Competitor]:
     team = Team("moe_floor")
     for method in ("memcpy", "non-temporal"):
         unless = native.why_no_floor(method)
-        yield Competitor(f"floor, pull, {method}", FLOOR, team, f"pull {method}", unless=unless)
+        yield Competitor(f"floor, pull, {method}", FLOOR, team, f"pull {method}", WORK, unless)
         yield Competitor(f"floor, push, {method}", FLOOR, team, f"push {method}", ("dispatch",), unless)
+        if TO_TOKENS in case.metrics:
+            yield Competitor(f"floor, {method}", FLOOR, team, f"tokens {method}", (TO_TOKENS,), unless)

@@ -36,3 +36,6 @@ int loops_open(int rank, int size, const char* job);
 void loops_close(void);
 const char* loops_error(void);
 int loops_barrier(void);
+
+// Of a library that has memory of its own for what is sent: such memory, or NULL. Freed at the end.
+void* loops_memory(size_t bytes);

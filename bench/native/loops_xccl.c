@@ -29,6 +29,11 @@ void loops_close(void) { xccl_comm_destroy(comm); }
 
 int loops_barrier(void) { return (int)xccl_comm_barrier(comm, XCCL_DEFAULT_TIMEOUT); }
 
+void* loops_memory(size_t bytes) {
+  void* memory = NULL;
+  return xccl_memory_alloc(comm, bytes, &memory) == XCCL_OK ? memory : NULL;
+}
+
 int loops_ping_pong(char* buffer, size_t bytes, int64_t rounds, struct span* taken) {
   const int rank = xccl_comm_rank(comm), other = 1 - rank;
   TRY(xccl_comm_barrier(comm, XCCL_DEFAULT_TIMEOUT));

@@ -1,10 +1,13 @@
-"""XCCL's all-to-all from C, by native/loops_xccl.c."""
+"""XCCL's all-to-all from C, by native/loops_xccl.c.
+
+Variants: "private" arrays, or what is sent in the application "area".
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
-from parts.all_to_all_work import AllToAllPart
+from parts.all_to_all_work import AllToAllPart, aligned
 from parts.loops import Loops
 from parts.messages_work import Bytes, Times
 
@@ -16,6 +19,10 @@ class Part(AllToAllPart):
         self._loops = Loops("loops_xccl")
         self._loops.open(spec["rank"], spec["size"], spec["job"])
         super().__init__(spec["rank"], spec["size"], self._loops.barrier)
+
+    def memory(self, variant: str, shape: tuple[int, int]) -> Bytes:
+        """See all_to_all_work.py."""
+        return self._loops.memory(shape) if variant == "area" else aligned(shape)
 
     def all_to_all(self, variant: str, sent: Bytes, received: Bytes, rounds: int) -> Times:
         """See all_to_all_work.py."""

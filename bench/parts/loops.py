@@ -45,6 +45,14 @@ class Loops:
         """Ends a library that `open` has started."""
         self._library.loops_close()
 
+    def memory(self, shape: tuple[int, ...]) -> Bytes:
+        """An array in the library's own memory, see native/loops.h."""
+        size = int(np.prod(shape))
+        self._library.loops_memory.restype = ctypes.c_void_p
+        if not (at := self._library.loops_memory(ctypes.c_size_t(size))):
+            raise RuntimeError(f"loops_memory has no {size} bytes")
+        return np.frombuffer((ctypes.c_uint8 * size).from_address(at), np.uint8).reshape(shape)
+
     def ping_pong(self, data: Bytes, rounds: int) -> tuple[int, int]:
         """See native/loops.h."""
         return self._call(

@@ -1,7 +1,8 @@
 """The floors of dispatch and combine: one pass over the memory each, over the same working set as XCCL's.
 
 Variants: "pull": every rank copies the rows for its own experts out of everybody's tokens; "push": every rank copies
-its tokens to where they are wanted. Each by memcpy or by non-temporal stores. combine is the same in all: a rank sums,
+its tokens to where they are wanted; "tokens": every rank copies each token that its experts want once. Each by memcpy
+or by non-temporal stores. combine is the same in all: a rank sums,
 for each of its tokens, the rows where they lie. Its figure counts only after "pull", since after "push" the rows still
 are in the caches of the rank that sums them, where no expert could have worked on them.
 """
@@ -9,12 +10,13 @@ are in the caches of the rank that sums them, where no expert could have worked 
 from __future__ import annotations
 
 import ctypes
+from collections import defaultdict
 from typing import Any
 
 import numpy as np
 
 from parts.floor import METHODS, Floor
-from parts.moe_work import Work
+from parts.moe_work import Spans, Work
 from parts.shared import Shared
 
 
@@ -47,16 +49,18 @@ class Part:
         mean = self._work.tokens * self._work.topk
         return min(mean * self._size, int(mean + 8 * mean**0.5) + 64)
 
-    def run(self, variant: str, iterations: int, seed: int) -> dict[str, list[tuple[int, int, int]]]:
+    def run(self, variant: str, iterations: int, seed: int) -> Spans:
         """One sample."""
         way, method = variant.split()
-        spans: dict[str, list[tuple[int, int, int]]] = {"dispatch": [], "combine": []}
+        spans: Spans = defaultdict(list)
         for iteration in range(iterations):
             self._seed = seed + iteration
             self._turn ^= 1  # as XCCL's input buffers: two in turn
             self._prepare()
+            if way == "tokens":
+                spans["dispatch to tokens"].append(self._dispatch(*self._tokens(), METHODS[method]))
             source, target = (
-                self._pulled() if way == "pull" else (self._source[self.rank], self._target[self.rank])
+                (self._source[self.rank], self._target[self.rank]) if way == "push" else self._pulled()
             )
             spans["dispatch"].append(self._dispatch(source, target, METHODS[method]))
             spans["combine"].append(self._combine(self._target[self.rank]))
@@ -86,6 +90,11 @@ class Part:
         """The rows for this rank's experts, in the order in which they lie there."""
         wanted = self._order[self._host.reshape(-1)[self._order] == self.rank]
         return self._source.reshape(-1)[wanted], self._target.reshape(-1)[wanted]
+
+    def _tokens(self) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+        """The tokens that this rank's experts want, each once, one after the other."""
+        source = self._source[..., 0][(self._host == self.rank).any(axis=-1)]
+        return source, self._results[self.rank] + np.arange(source.size) * self._row
 
     def _dispatch(self, source: Any, target: Any, method: int) -> tuple[int, int, int]:
         source, target = (np.ascontiguousarray(one, np.int64) for one in (source, target))

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 Ints = np.ndarray[Any, np.dtype[np.int64]]
+Spans = dict[str, list[tuple[int, int, int]]]  #: by metric: start, end, how many
 
 # Of eight slots; multiples of 1/16, so that a sum of them times a small whole number fits bfloat16's eight bits.
 WEIGHTS = (4, 4, 2, 2, 1, 1, 1, 1)
@@ -105,7 +106,7 @@ class MoePart:
         MoePart.close(self)  # not the library's own close, which leaves the job
         self._job = self._make(Work(self.rank, self._size, **case))
 
-    def run(self, variant: str, iterations: int, seed: int) -> dict[str, list[tuple[int, int, int]]]:
+    def run(self, variant: str, iterations: int, seed: int) -> Spans:
         """One sample."""
         job = self._job
         assert job is not None

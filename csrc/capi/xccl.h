@@ -284,9 +284,9 @@ void xccl_comm_destroy(xccl_comm* comm);
 
 /* ------------------------------------------------------------------------------------------------- Memory */
 
-/* Memory in the application area: other ranks reach it, so that large messages from it are copied once, by the
- * receiver, instead of twice. Any call takes any other memory as well. 64-byte aligned, not cleared; 0 bytes
- * are a valid size. It stays until xccl_memory_free(), or until the communicator that it was allocated with is
+/* Memory in the application area: other ranks reach it, so that large messages, and what all_to_all, all_gather
+ * and broadcast give from it in 256 KiB and more, are copied once, by the receiver, instead of twice. Any call
+ * takes any other memory as well. 64-byte aligned, not cleared; 0 bytes are a valid size. It stays until xccl_memory_free(), or until the communicator that it was allocated with is
  * destroyed; closing that does not take it away. Errors: XCCL_OUT_OF_MEMORY (rather than a process that is
  * killed later), XCCL_CLOSED, XCCL_INVALID_ARGUMENT. */
 xccl_status xccl_memory_alloc(xccl_comm* comm, uint64_t bytes, void** memory_out);

@@ -10,15 +10,18 @@ void all_gather(Communicator& comm, const void* mine, void* all, uint64_t bytes,
   auto* to = static_cast<std::byte*>(all);
   require_apart(from, bytes, to, checked_bytes("shares", static_cast<uint64_t>(comm.size()), bytes), from,
                 to + static_cast<uint64_t>(comm.rank()) * bytes);
-  const Pieces pieces = Pieces::of(bytes, Exchange::most_alike(comm));
+  Pieces pieces = Pieces::of(bytes, Exchange::most_alike(comm));
   // Every round is a call of its own on the board, so the rounds count, not the calls.
   uint64_t calls = comm.collective_seq();
   comm.operate(name_of(on_behalf_of), calls, timeout, [&](Operation& op) {
     Exchange exchange(comm, op, {on_behalf_of}, bytes);
     exchange.expect(static_cast<uint64_t>(comm.size()) * bytes);
+    exchange.lend(from, bytes);
     for (uint64_t round = 0; round < pieces.rounds(); ++round) {
-      const uint64_t first = pieces.first(round), part = pieces.bytes(round);
-      exchange.publish_alike({from + first, part});
+      const uint64_t first = pieces.first(round);
+      exchange.publish_alike({from + first, pieces.bytes(round)});
+      if (round == 0 && exchange.all_lend()) pieces = Pieces::of(bytes, bytes);
+      const uint64_t part = pieces.bytes(round);
       std::byte* own = to + static_cast<uint64_t>(comm.rank()) * bytes + first;
       if (part && own != from + first) std::memcpy(own, from + first, part);
       for (int step = 1; step < comm.size(); ++step) {
@@ -28,6 +31,7 @@ void all_gather(Communicator& comm, const void* mine, void* all, uint64_t bytes,
       }
       exchange.finish();
     }
+    exchange.conclude();
   });
 }
 

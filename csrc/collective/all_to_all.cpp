@@ -11,16 +11,20 @@ void all_to_all(Communicator& comm, const void* mine, void* all, uint64_t bytes_
   const uint64_t bytes = checked_bytes("pieces", static_cast<uint64_t>(comm.size()), bytes_each);
   require_apart(from, bytes, to, bytes);
   const auto own = static_cast<uint64_t>(comm.rank()) * bytes_each;
-  const Pieces pieces = Pieces::of(bytes_each, Exchange::most_each(comm));
+  Pieces pieces = Pieces::of(bytes_each, Exchange::most_each(comm));
   // Every round is a call of its own on the board, so the rounds count, not the calls.
   uint64_t calls = comm.collective_seq();
   comm.operate("all_to_all", calls, timeout, [&](Operation& op) {
     Exchange exchange(comm, op, {Collective::all_to_all}, bytes_each);
     exchange.expect(bytes);
+    exchange.lend(from, bytes);
     for (uint64_t round = 0; round < pieces.rounds(); ++round) {
-      const uint64_t first = pieces.first(round), part = pieces.bytes(round);
-      exchange.publish(
-          [&](int member) { return Given{from + static_cast<uint64_t>(member) * bytes_each + first, part}; });
+      const uint64_t first = pieces.first(round);
+      exchange.publish([&](int member) {
+        return Given{from + static_cast<uint64_t>(member) * bytes_each + first, pieces.bytes(round)};
+      });
+      if (round == 0 && exchange.all_lend()) pieces = Pieces::of(bytes_each, bytes_each);
+      const uint64_t part = pieces.bytes(round);
       if (part) std::memcpy(to + own + first, from + own + first, part);
       for (int step = 1; step < comm.size(); ++step) {
         const int member = (comm.rank() + step) % comm.size();
@@ -29,6 +33,7 @@ void all_to_all(Communicator& comm, const void* mine, void* all, uint64_t bytes_
       }
       exchange.finish();
     }
+    exchange.conclude();
   });
 }
 

@@ -9,15 +9,17 @@ void broadcast(Communicator& comm, void* data, uint64_t bytes, int root, double 
   if (root < 0 || root >= comm.size())
     fail(Status::InvalidArgument, "root=", root, ": expected 0 to ", comm.size() - 1);
   auto* at = static_cast<std::byte*>(data);
-  const Pieces pieces = Pieces::of(bytes, Exchange::most_alike(comm));
+  Pieces pieces = Pieces::of(bytes, Exchange::most_alike(comm));
   uint64_t calls = comm.collective_seq();
   comm.operate("broadcast", calls, timeout, [&](Operation& op) {
     Exchange exchange(comm, op, {Collective::broadcast, {}, {}, static_cast<uint32_t>(root)}, bytes);
     exchange.expect(bytes);
+    exchange.lend(comm.rank() == root ? at : nullptr, bytes);
     for (uint64_t round = 0; round < pieces.rounds(); ++round) {
       std::byte* here = at + pieces.first(round);
+      exchange.publish_alike({here, comm.rank() == root ? pieces.bytes(round) : 0});
+      if (round == 0 && exchange.lends(root)) pieces = Pieces::of(bytes, bytes);
       const uint64_t part = pieces.bytes(round);
-      exchange.publish_alike({here, comm.rank() == root ? part : 0});
       if (comm.rank() != root) {
         exchange.await(root);
         exchange.pull(root, here, part);
@@ -25,6 +27,7 @@ void broadcast(Communicator& comm, void* data, uint64_t bytes, int root, double 
       exchange.await_all();
       exchange.finish();
     }
+    exchange.conclude();
   });
 }
 

@@ -1,13 +1,16 @@
 #include "collective/exchange.hpp"
 
-#include <vector>
-
 #include "base/test_point.hpp"
 #include "collective/arguments.hpp"
 
 namespace xccl {
 
 using namespace exchange_record;
+
+namespace {
+// A copy less is worth a round more from here on.
+constexpr uint64_t worth_lending = 256 * 1024;
+}  // namespace
 
 uint64_t Exchange::begin(uint64_t bytes) {
   op_.phase("publishing");
@@ -22,6 +25,10 @@ uint64_t Exchange::begin(uint64_t bytes) {
 
 void Exchange::post(int member, const Given& given, uint64_t rounds, uint64_t at) {
   Payload record{call_, size_, given.rows, rounds, at, counts_at_};
+  if (lent_ && given.data) {
+    record[where] = lent | (lent_->place.offset + static_cast<uint64_t>(given.data - lent_->data));
+    std::copy_n(lent_->place.key.words, 2, &record[key]);
+  }
   if (fits_record(given.bytes) && given.bytes) std::memcpy(&record[bytes], given.data, given.bytes);
   comm_.board().post(member, seq_, record);
 }
@@ -52,12 +59,49 @@ uint64_t Exchange::plausible(int member, Word word, uint64_t least) const {
   return value;
 }
 
-uint64_t Exchange::checked_where(int member, uint64_t length) const {
-  const uint64_t at = posted(member)[where];
-  if (at > scratch_bytes || length > scratch_bytes - at)
+Exchange::Place Exchange::checked_place(int member, uint64_t length) {
+  const Payload record = posted(member);
+  const RemoteRegion* region = &comm_.peer_scratch(member);
+  if (record[where] & lent) {
+    loans_.resize(static_cast<size_t>(comm_.size()));
+    auto& loan = loans_[static_cast<size_t>(member)];
+    if (!loan)
+      loan = comm_.world().provider().attach(comm_.job_rank(member), {{record[key], record[key + 1]}});
+    region = &*loan;
+  }
+  const uint64_t at = record[where] & ~lent;
+  if (at > region->bytes || length > region->bytes - at)
     fail(Status::Failure, "rank ", comm_.job_rank(member),
-         " names memory outside its scratch memory: its record is damaged");
-  return at;
+         " names memory outside its region: its record is damaged");
+  return {region, at};
+}
+
+void Exchange::lend(const std::byte* data, uint64_t bytes) {
+  lending_ = bytes >= worth_lending && comm_.size() > 1;
+  if (!lending_) return;
+  if (const auto place = comm_.world().heap().find(data, bytes)) lent_ = Lent{data, *place};
+}
+
+bool Exchange::lends(int member) {
+  if (!lending_) return false;
+  if (member == comm_.rank()) return lent_.has_value();
+  await(member);
+  return posted(member)[where] & lent;
+}
+
+bool Exchange::all_lend() {
+  for (int step = 0; step < comm_.size();
+       ++step)  // this rank first, which need not wait for others if it does not
+    if (!lends((comm_.rank() + step) % comm_.size())) return false;
+  return true;
+}
+
+void Exchange::conclude() {
+  if (!lending_) return;
+  lent_.reset();
+  publish_alike({nullptr, 0});
+  await_all();
+  finish();
 }
 
 void Exchange::finish() {

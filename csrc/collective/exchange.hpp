@@ -3,6 +3,8 @@
 //   awaits     a record of each of them
 //   pulls      what each has for it, from the other's scratch memory, or from the record itself if it is little
 //   finishes
+// Much that lies in the application area is lent instead of copied: the others pull it from there, and a round more, in
+// which nobody is given anything, says that all have done so.
 // A round is a call on the communicator's board. A record of round n + 1 says that its writer has finished round n; so
 // who publishes round n + 2 has been told by everybody that nothing of round n is needed any more, neither the records
 // nor the scratch memory (docs/architecture.md).
@@ -11,7 +13,9 @@
 
 #include <algorithm>
 #include <cstring>
+#include <optional>
 #include <string>
+#include <vector>
 
 #include "collective/exchange_layout.hpp"
 #include "group/communicator.hpp"
@@ -83,6 +87,15 @@ class Exchange {
     for (int step = 1; step < comm_.size(); ++step) await((comm_.rank() + step) % comm_.size());
   }
 
+  // All the bytes that this rank gives, as many as every rank's: if they are worth it, the others may pull them from
+  // where they lie. Then all must conclude().
+  void lend(const std::byte* data, uint64_t bytes);
+  // Whether the member lends. Waits for its record.
+  bool lends(int member);
+  bool all_lend();
+  // After the last round: waits until nobody needs what was lent.
+  void conclude();
+
   // How many bytes every rank gets in the whole call, or about so: more than caches hold are written past them.
   void expect(uint64_t bytes) {
     past_caches_ = bytes >= shared_cache_bytes() / 2 / static_cast<uint64_t>(comm_.size());
@@ -96,9 +109,8 @@ class Exchange {
   const std::byte* reach(int member, uint64_t bytes) {
     if (fits_record(bytes))
       return reinterpret_cast<const std::byte*>(&posted(member)[exchange_record::bytes]);
-    const RemoteRegion& scratch = comm_.peer_scratch(member);
-    const uint64_t where = checked_where(member, bytes);
-    return scratch.direct ? scratch.direct + where : nullptr;
+    const Place place = checked_place(member, bytes);
+    return place.region->direct ? place.region->direct + place.offset : nullptr;
   }
   // Copies them; complete after finish(), or quiet().
   void pull(int member, void* to, uint64_t bytes) {
@@ -106,8 +118,9 @@ class Exchange {
     if (const std::byte* from = reach(member, bytes)) {
       past_caches_ ? copy_past_caches(to, from, bytes) : static_cast<void>(std::memcpy(to, from, bytes));
     } else {
-      const Transfer transfer{to, checked_where(member, bytes), bytes};
-      comm_.world().provider().get(comm_.peer_scratch(member), &transfer, 1);
+      const Place place = checked_place(member, bytes);
+      const Transfer transfer{to, place.offset, bytes};
+      comm_.world().provider().get(*place.region, &transfer, 1);
     }
   }
   void quiet() { comm_.world().provider().quiet(); }
@@ -118,7 +131,9 @@ class Exchange {
  private:
   int own_rank() const { return comm_.job_rank(comm_.rank()); }
   bool fits_record(uint64_t bytes) const { return bytes <= exchange_record::most_inline && !counts_; }
-  uint64_t staged(uint64_t bytes) const { return fits_record(bytes) ? 0 : round_up(bytes, cache_line); }
+  uint64_t staged(uint64_t bytes) const {
+    return lent_ || fits_record(bytes) ? 0 : round_up(bytes, cache_line);
+  }
   bool arrived(int member) const { return comm_.board().arrived(member, seq_); }
   const Payload& posted(int member) const { return comm_.board().posted(member, seq_); }
 
@@ -130,7 +145,11 @@ class Exchange {
   void published();
   void wait(int member);
   uint64_t plausible(int member, exchange_record::Word word, uint64_t least) const;
-  uint64_t checked_where(int member, uint64_t bytes) const;
+  struct Place {
+    const RemoteRegion* region;
+    uint64_t offset;
+  };
+  Place checked_place(int member, uint64_t bytes);
   [[noreturn]] void raise_mismatch();
   std::string difference(int member);
   std::string counts_difference(int member);
@@ -142,6 +161,14 @@ class Exchange {
   uint64_t counts_at_ = 0;
   uint64_t seq_ = 0;
   bool past_caches_ = false;
+  // What is lent: where it begins, here and for the others.
+  struct Lent {
+    const std::byte* data;
+    Heap::Place place;
+  };
+  std::optional<Lent> lent_;
+  bool lending_ = false;                            // somebody may lend
+  std::vector<std::optional<RemoteRegion>> loans_;  // by member, once used
 };
 
 // Pieces of the same size, but for the last, in which `total` bytes go in `rounds` rounds.

@@ -5,8 +5,9 @@
 //        1   size      of which size: the same on all ranks
 //        2   rows      all_gather_v, all_to_all_v: how many the writer gives the reader in the whole call
 //        3   rounds    in how many rounds the writer gives everything
-//        4   where     this round's bytes lie at this offset of the writer's scratch memory
-//        5   counts    reduce_scatter_v: the list of counts lies there
+//        4   where     this round's bytes lie at this offset of the writer's scratch memory; or, if it is `lent`, of
+//        5,6 key       this region of the writer's, in which its own array lies
+//        5   counts    reduce_scatter_v: the list of counts lies there, in the scratch memory
 //     4..6   bytes     instead of the three: this round's bytes themselves, if they are few
 #pragma once
 
@@ -49,8 +50,9 @@ struct ExchangeCall {
 };
 
 namespace exchange_record {
-enum Word : size_t { call, size, rows, rounds, where, counts, bytes = where };
+enum Word : size_t { call, size, rows, rounds, where, counts, bytes = where, key = counts };
 constexpr uint64_t most_inline = 24;
+constexpr uint64_t lent = uint64_t{1} << 63;
 }  // namespace exchange_record
 
 }  // namespace xccl

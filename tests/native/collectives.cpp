@@ -135,6 +135,42 @@ TEST("what does not fit in a round goes in several") {
   });
 }
 
+TEST("what lies in the application area is lent, by all or by some, and is free again on return") {
+  const Delays delays;
+  constexpr uint64_t each = 300'001;
+  on_all({2, 3, 5}, [](Communicator& comm) {
+    const auto size = static_cast<uint64_t>(comm.size());
+    std::byte* const area = comm.world().heap().allocate(size * each);
+    std::string own(size * each, '?'), all(size * each, '?');
+    for (const int lenders : {comm.size(), 1}) {
+      char* const mine = comm.rank() < lenders ? reinterpret_cast<char*>(area) : own.data();
+      for (uint64_t number = 0; number < 4; ++number) {
+        std::string expected;
+        for (int other = 0; other < comm.size(); ++other) {
+          bytes_of(comm.rank(), other, number, each).copy(mine + static_cast<uint64_t>(other) * each, each);
+          expected += bytes_of(other, comm.rank(), number, each);
+        }
+        all_to_all(comm, mine, all.data(), each);
+        std::memset(mine, '!', size * each);
+        CHECK(all == expected);
+
+        bytes_of(comm.rank(), 9, number, each).copy(mine, each);
+        expected.clear();
+        for (int other = 0; other < comm.size(); ++other) expected += bytes_of(other, 9, number, each);
+        all_gather(comm, mine, all.data(), each);
+        std::memset(mine, '!', each);
+        CHECK(all == expected);
+
+        if (comm.rank() == 0) bytes_of(0, 7, number, each).copy(mine, each);
+        broadcast(comm, mine, each, 0);
+        CHECK(std::string(mine, each) == bytes_of(0, 7, number, each));
+        std::memset(mine, '!', each);
+      }
+    }
+    comm.world().heap().free(area);
+  });
+}
+
 TEST("broadcast gives everybody the root's bytes, whoever is the root") {
   const Delays delays;
   on_all({1, 2, 3, 5}, [](Communicator& comm) {
