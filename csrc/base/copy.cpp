@@ -48,7 +48,6 @@ uint64_t shared_cache_bytes() {
 }
 
 namespace {
-constexpr uint64_t worth_choosing = 16 * 1024;
 constexpr uint64_t timed_every = 8, other_way_every = 128;
 // Writing past the caches costs 0.9 to 2.5 times as much as writing through them as long as all is within one group of
 // cores, where the readers lose besides. Beyond, it costs 0.2 to 0.85 times as much, and the readers gain as well.
@@ -57,7 +56,7 @@ constexpr double cheaper = 0.8;
 }  // namespace
 
 void LearningCopy::operator()(void* to, const void* from, uint64_t bytes) {
-  if (bytes < worth_choosing) {
+  if (bytes < worth_choosing_) {
     std::memcpy(to, from, bytes);
     return;
   }

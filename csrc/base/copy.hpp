@@ -23,11 +23,15 @@ uint64_t shared_cache_bytes();
 // run may change at any time.
 class LearningCopy {
  public:
+  // Shorter copies go through the caches, untimed.
+  explicit LearningCopy(uint64_t worth_choosing = 16 * 1024) : worth_choosing_(worth_choosing) {}
+
   void operator()(void* to, const void* from, uint64_t bytes);
 
  private:
   void timed(bool past, void* to, const void* from, uint64_t bytes);
 
+  uint64_t worth_choosing_;
   double through_cost_ = 0, past_cost_ = 0;  // ns per byte, of late
   uint64_t copies_ = 0;
   bool past_ = false;

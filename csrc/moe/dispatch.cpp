@@ -214,7 +214,7 @@ class DispatchCall {
     const bool token_rows = ep_.shape_.layout == RowLayout::token;
     const uint64_t bytes = (token_rows ? routing_->tokens_here : routing_->rows()) * row_bytes();
     slot.x.require(bytes);
-    // What all ranks write together either stays in the caches for the experts, or would only push other things out.
+    // What all ranks write together either may stay in the caches for the experts, or would only push other things out.
     const bool past_caches = bytes * static_cast<uint64_t>(size()) > shared_cache_bytes();
     // This rank's own rows come straight from x, wherever that lies; other ranks' by address where there is one.
     std::vector<const std::byte*> from(static_cast<size_t>(size()), nullptr);
@@ -231,7 +231,7 @@ class DispatchCall {
       const auto offset = static_cast<uint64_t>(routing_->src_token[row]) * row_bytes();
       if (const std::byte* base = from[static_cast<size_t>(source)]) {
         past_caches ? stream_past_caches(to, base + offset, row_bytes())
-                    : static_cast<void>(std::memcpy(to, base + offset, row_bytes()));
+                    : ep_.copy_(to, base + offset, row_bytes());
       } else {
         const Transfer transfer{to, heard(source)[ep_record::where] + offset, row_bytes()};
         comm_.world().provider().get(ep_.peer(source), &transfer, 1);

@@ -11,6 +11,7 @@
 #include <optional>
 #include <vector>
 
+#include "base/copy.hpp"
 #include "group/communicator.hpp"
 #include "kernels/kernels.hpp"
 #include "moe/ep_memory.hpp"
@@ -96,6 +97,7 @@ class ExpertParallel {
   uint64_t side_calls_ = 0;       // input_buffer and output_buffer, which nobody else sees
   std::vector<Payload> heard_;    // of the call under way, by member
   std::vector<RoutedRow> lists_;  // likewise; kept for its memory
+  LearningCopy copy_{4096};       // of rows that the caches hold
   bool closed_ = false;
 };
 
