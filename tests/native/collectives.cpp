@@ -138,13 +138,13 @@ TEST("what does not fit in a round goes in several") {
 TEST("what lies in the application area is lent, by all or by some, and is free again on return") {
   const Delays delays;
   constexpr uint64_t each = 300'001;
-  on_all({2, 3, 5}, [](Communicator& comm) {
+  on_all({2, 3}, [](Communicator& comm) {
     const auto size = static_cast<uint64_t>(comm.size());
     std::byte* const area = comm.world().heap().allocate(size * each);
     std::string own(size * each, '?'), all(size * each, '?');
     for (const int lenders : {comm.size(), 1}) {
       char* const mine = comm.rank() < lenders ? reinterpret_cast<char*>(area) : own.data();
-      for (uint64_t number = 0; number < 4; ++number) {
+      for (uint64_t number = 0; number < 2; ++number) {
         std::string expected;
         for (int other = 0; other < comm.size(); ++other) {
           bytes_of(comm.rank(), other, number, each).copy(mine + static_cast<uint64_t>(other) * each, each);
