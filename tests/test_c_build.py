@@ -60,7 +60,7 @@ def test_the_library_says_what_it_is_linked_as():
     dynamic = run("readelf", "-d", LIBRARY)
     name = re.search(r"SONAME.*\[(.*)\]", dynamic)[1]
     major, minor = xccl.__version__.split(".")[:2]
-    assert name == f"libxccl.so.{major}" if int(major) else f"libxccl.so.0.{minor}"
+    assert name == (f"libxccl.so.{major}" if int(major) else f"libxccl.so.0.{minor}")
     assert (LIBRARY.parent / name).exists()
 
 
