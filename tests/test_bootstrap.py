@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -83,6 +85,27 @@ def test_a_launcher_that_put_ranks_on_other_hosts_is_refused(monkeypatch):
         monkeypatch.setenv(name, value)
     with pytest.raises(xccl.InvalidArgument, match="2 of 4 ranks on this host"):
         xccl.init()
+
+
+REFUSED_FIRST = """
+import os, xccl
+if os.environ["XCCL_RANK"] == "0":
+    for wrong in ({"provider": "bogus"}, {"timeout": -1}, {"startup_timeout": "soon"}):
+        try:
+            xccl.init(**wrong)
+        except xccl.InvalidArgument:
+            continue
+        raise AssertionError(wrong)
+for _ in range(2):
+    with xccl.init(startup_timeout=20) as comm:
+        comm.barrier()
+"""
+
+
+def test_a_call_that_was_refused_is_corrected_and_made_again(tmp_path):
+    (tmp_path / "program.py").write_text(REFUSED_FIRST)
+    command = [sys.executable, "-m", "xccl", "run", "-n", "2", "program.py"]
+    subprocess.run(command, cwd=tmp_path, check=True, timeout=60)
 
 
 # --- It does not ---------------------------------------------------------------------------------------------------

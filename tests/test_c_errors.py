@@ -30,6 +30,8 @@ from c_api import (
 )
 from ranks import Part
 
+ENVIRON = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}  # of a program that imports c_api
+
 
 @pytest.fixture
 def alone():
@@ -147,6 +149,27 @@ def test_the_error_is_the_thread_s_own_and_success_does_not_touch_it(alone):
 
 def test_memory_that_cannot_be_had_is_refused(alone):
     with pytest.raises(CError) as caught:
+REFUSED_FIRST = """
+import os
+from c_api import DEFAULT, config, ffi, lib, made, must
+bogus = ffi.new("char[]", b"bogus")
+if os.environ["XCCL_RANK"] == "0":
+    for wrong in ({"provider": bogus}, {"timeout": float("nan")}, {"startup_timeout": -1}):
+        out = ffi.new("xccl_comm **")
+        assert lib.xccl_comm_create(config("xccl_comm_config", **wrong), out) == lib.XCCL_INVALID_ARGUMENT
+for _ in range(2):
+    comm = made("xccl_comm", lib.xccl_comm_create, config("xccl_comm_config", startup_timeout=20))
+    must(lib.xccl_comm_barrier(comm, DEFAULT))
+    lib.xccl_comm_destroy(comm)
+"""
+
+
+def test_a_call_that_was_refused_is_corrected_and_made_again(tmp_path):
+    (tmp_path / "program.py").write_text(REFUSED_FIRST)
+    command = [sys.executable, "-m", "xccl", "run", "-n", "2", "program.py"]
+    subprocess.run(command, cwd=tmp_path, check=True, timeout=60, env=ENVIRON)
+
+
         made("void", lib.xccl_memory_alloc, alone, 1 << 62)
     assert caught.value.status == "XCCL_OUT_OF_MEMORY"
     with pytest.raises(CError) as caught:
@@ -342,8 +365,7 @@ lib.xccl_comm_destroy(comm)
 
 
 def test_a_forked_child_is_told_so_and_the_parent_is_not_disturbed():
-    environ = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
-    subprocess.run([sys.executable, "-c", FORK], check=True, timeout=60, env=environ)
+    subprocess.run([sys.executable, "-c", FORK], check=True, timeout=60, env=ENVIRON)
 
 
 # --- Signals ---

@@ -101,6 +101,7 @@ class Communicator:
         job: str,
         rank: int,
         size: int,
+        numbered: bool,
         provider: str | None,
         timeout: float | None,
         startup_timeout: float | None,

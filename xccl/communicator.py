@@ -7,7 +7,6 @@ Not here: its collectives (collectives.py); send, recv and their kin, methods of
 from __future__ import annotations
 
 import atexit
-import itertools
 import os
 import sys
 import uuid
@@ -15,16 +14,15 @@ import warnings
 import weakref
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 from xccl import _core
 from xccl.arguments import deadline, dimensions, positive_seconds, refuse_objects, whole
 from xccl.array import Array, as_dtype
 from xccl.collectives import Collectives
 from xccl.errors import InvalidArgument
-from xccl.launch.environment import LaunchInfo, check_single_host, detect
+from xccl.launch.environment import check_single_host, detect
 
-_inits = itertools.count()
 _open: weakref.WeakSet[Communicator] = weakref.WeakSet()
 
 
@@ -56,11 +54,12 @@ def init(
     if not (provider is None or isinstance(provider, str)):
         raise InvalidArgument(f"provider={provider!r}: expected the name of a provider")
     _warn_of_unknown_settings()
-    info = _identity(rank, size, job)
+    who = _identity(rank, size, job)
     native = _core.Communicator.init(
-        job=info.job,
-        rank=info.rank,
-        size=info.size,
+        job=who.job,
+        rank=who.rank,
+        size=who.size,
+        numbered=who.numbered,
         provider=provider,
         timeout=None if timeout is None else positive_seconds("timeout", timeout),
         startup_timeout=None
@@ -70,7 +69,14 @@ def init(
     return Communicator(native)
 
 
-def _identity(rank: int | None, size: int | None, job: str | None) -> LaunchInfo:
+class _Identity(NamedTuple):
+    job: str
+    rank: int
+    size: int
+    numbered: bool = False  # the name is the launcher's: the core adds which join of the program this is
+
+
+def _identity(rank: int | None, size: int | None, job: str | None) -> _Identity:
     if not (job is None or isinstance(job, str)):
         raise InvalidArgument(f"job={job!r}: expected a text")
     if job is not None and not job.isprintable():
@@ -83,14 +89,12 @@ def _identity(rank: int | None, size: int | None, job: str | None) -> LaunchInfo
                 "job= is missing: give a name that all ranks of this job, and no other job, use"
             )
         rank, size = whole("rank", rank), whole("size", size)
-        return LaunchInfo(rank, size, rank, size, job or f"alone-{uuid.uuid4()}", "arguments")
+        return _Identity(job or f"alone-{uuid.uuid4()}", rank, size)
     info = detect()
     if info is None:
-        return LaunchInfo(0, 1, 0, 1, job or f"alone-{uuid.uuid4()}", "none")
+        return _Identity(job or f"alone-{uuid.uuid4()}", 0, 1)
     check_single_host(info)
-    # A program may join several times, one after the other or at once: all ranks count alike.
-    name = job or f"{info.job}.{next(_inits)}"
-    return LaunchInfo(info.rank, info.size, info.local_rank, info.local_size, name, info.launcher)
+    return _Identity(job or info.job, info.rank, info.size, numbered=not job)
 
 
 _LAUNCH_VARIABLES = {"XCCL_RANK", "XCCL_SIZE", "XCCL_LOCAL_RANK", "XCCL_LOCAL_SIZE", "XCCL_JOB"}

@@ -50,7 +50,8 @@ xccl_status xccl_comm_create(const xccl_comm_config* given, xccl_comm** comm_out
   return guarded(__func__, [&] {
     require(comm_out, "comm_out");
     const xccl_comm_config config = given ? take(given, "config", comm_defaults()) : comm_defaults();
-    auto communicator = Communicator::init(identify(config), settings(config), PointToPoint::annex_bytes);
+    const JobSpec spec = identify(config);
+    auto communicator = Communicator::init(spec, settings(config), PointToPoint::annex_bytes);
     *comm_out = new xccl_comm{std::make_shared<Comm>(std::move(communicator))};
   });
 }

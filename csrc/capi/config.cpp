@@ -2,7 +2,6 @@
 
 #include <unistd.h>
 
-#include <atomic>
 #include <random>
 
 #include "group/launch_environment.hpp"
@@ -16,17 +15,11 @@ std::string private_name() {
   return text("alone-", getpid(), "-", random(), "-", random());
 }
 
-// A program may join several times, one after the other or at once: all ranks count alike.
-uint64_t next_join() {
-  static std::atomic<uint64_t> joined{0};
-  return joined.fetch_add(1, std::memory_order_relaxed);  // relaxed: only has to count
-}
-
 JobSpec said_by_launcher(const std::string& job) {
   const std::optional<LaunchInfo> info = detect_launch(process_environment());
   if (!info) return {job.empty() ? private_name() : job, 0, 1};
   require_single_host(*info);
-  return {job.empty() ? text(info->job, ".", next_join()) : job, info->rank, info->size};
+  return {job.empty() ? info->job : job, info->rank, info->size, job.empty()};
 }
 
 }  // namespace

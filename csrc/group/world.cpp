@@ -43,6 +43,12 @@ void check_spec(const JobSpec& spec) {
     fail(Status::InvalidArgument, "job=\"\": expected a name that all ranks of the job, and no others, use");
 }
 
+// A program may join several times, one after the other or at once: all ranks count alike.
+uint64_t next_join() {
+  static std::atomic<uint64_t> joined{0};
+  return joined.fetch_add(1, std::memory_order_relaxed);  // relaxed: only has to count
+}
+
 const JobSpec& checked(const JobSpec& spec) {
   check_spec(spec);
   return spec;
@@ -84,6 +90,8 @@ std::vector<std::string> World::connect(const std::string& card, const Deadline&
   mine.bytes.insert(0, card);
   mine.bytes.insert(0, reinterpret_cast<const char*>(&control_.key), sizeof control_.key);
   if (processes) mine.fds.push_back(Liveness::open_self());
+  // Not before: a call that was refused, which no other rank has seen, is made again.
+  if (spec_.numbered) spec_.job += text(".", next_join());
 
   auto parcels = processes ? bootstrap_unix(spec_, std::move(mine), deadline)
                            : bootstrap_local(spec_, std::move(mine), deadline);

@@ -93,6 +93,8 @@ struct JobSpec {
   std::string job;
   int rank = 0;
   int size = 1;
+  // The name is a launcher's: every time that the program joins, it gets another number (group/world.cpp).
+  bool numbered = false;
 };
 
 // One line of the table of providers.

@@ -21,7 +21,7 @@ struct HeapBlock {
   HeapBlock& operator=(const HeapBlock&) = delete;
 };
 
-std::shared_ptr<Communicator> init(const std::string& job, int rank, int size,
+std::shared_ptr<Communicator> init(const std::string& job, int rank, int size, bool numbered,
                                    const std::optional<std::string>& provider,
                                    const std::optional<double>& timeout,
                                    const std::optional<double>& startup_timeout) {
@@ -30,7 +30,7 @@ std::shared_ptr<Communicator> init(const std::string& job, int rank, int size,
   if (timeout) config.timeout = *timeout;
   if (startup_timeout) config.startup_timeout = *startup_timeout;
   const Blocking blocking;
-  return Communicator::init({job, rank, size}, config, PointToPoint::annex_bytes);
+  return Communicator::init({job, rank, size, numbered}, config, PointToPoint::annex_bytes);
 }
 
 py::array empty(Communicator& comm, std::vector<py::ssize_t> shape, const py::dtype& dtype) {
@@ -49,8 +49,8 @@ py::array empty(Communicator& comm, std::vector<py::ssize_t> shape, const py::dt
 
 void bind_communicator(py::module_& m) {
   py::class_<Communicator, std::shared_ptr<Communicator>>(m, "Communicator")
-      .def_static("init", &init, py::arg("job"), py::arg("rank"), py::arg("size"), py::arg("provider"),
-                  py::arg("timeout"), py::arg("startup_timeout"))
+      .def_static("init", &init, py::arg("job"), py::arg("rank"), py::arg("size"), py::arg("numbered"),
+                  py::arg("provider"), py::arg("timeout"), py::arg("startup_timeout"))
       .def_property_readonly("rank", &Communicator::rank)
       .def_property_readonly("size", &Communicator::size)
       .def_property_readonly("timeout", &Communicator::timeout)
