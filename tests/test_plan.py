@@ -133,3 +133,11 @@ def test_a_plan_refuses_what_the_object_would_refuse(text, changes):
     error = error_of(lambda: xccl.ExpertParallel.plan(**{**arguments, **changes}))
     assert type(error) is xccl.InvalidArgument
     assert text in str(error)
+
+
+@pytest.mark.parametrize("size", [100_000, 2**31 - 1])
+def test_a_plan_for_more_ranks_than_can_join_is_refused_as_joining_would_be(size):
+    error = error_of(xccl.ExpertParallel.plan, size, 1, 1, 1, 1)
+    assert type(error) is xccl.OutOfMemory
+    assert "control segment" in str(error)
+    assert type(error_of(xccl.init, rank=0, size=size, job="too many", startup_timeout=1)) is type(error)

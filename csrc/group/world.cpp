@@ -148,9 +148,7 @@ uint64_t World::allocate_lines(uint64_t bytes) {
   bytes = round_up(bytes, cache_line);
   const std::lock_guard lock(lines_mutex_);
   const auto offset = lines_.allocate(bytes, cache_line);
-  if (!offset)
-    fail(Status::OutOfMemory, "the control segment (", byte_count(control_.bytes),
-         ") is full; close some communicators or ExpertParallel objects");
+  if (!offset) fail_without_lines();
   const uint64_t end = round_up(*offset + bytes, 4096);
   if (end > lines_committed_) {
     try {
@@ -163,6 +161,11 @@ uint64_t World::allocate_lines(uint64_t bytes) {
   }
   std::memset(control_.base + *offset, 0, bytes);  // no peer knows the place yet
   return *offset;
+}
+
+void World::fail_without_lines() {
+  fail(Status::OutOfMemory, "the control segment (", byte_count(control_segment_bytes),
+       ") is full; close some communicators or ExpertParallel objects, or use fewer ranks");
 }
 
 void World::free_lines(uint64_t offset, uint64_t bytes) {

@@ -42,6 +42,8 @@ class World {
 
   // Zeroed cache lines of the own control segment, for records and words that peers write. OutOfMemory.
   uint64_t allocate_lines(uint64_t bytes);
+  // OutOfMemory: there is no room for more lines.
+  [[noreturn]] static void fail_without_lines();
   void free_lines(uint64_t offset, uint64_t bytes);
 
   // --- Deaths and failures ---

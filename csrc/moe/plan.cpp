@@ -40,6 +40,7 @@ std::vector<PlanLine> plan(const EpShape& shape, int ranks, int rank, const Plan
       shape.layout == RowLayout::token ? tokens_of_rows(shape, ranks, load) * shape.row_bytes() : result_rows;
   const uint64_t route = slots * sizeof(RoutedRow);
   const uint64_t lines = Communicator::control_bytes(ranks, annex_bytes) + Board::bytes(ranks);
+  if (lines > control_segment_bytes) World::fail_without_lines();
   return {
       {"control segment: header, flags, records", pages(lines), control_segment_bytes, "fewer ranks"},
       {"scratch of collectives, if they are small", scratch_small_bytes, scratch_bytes, ""},
