@@ -40,6 +40,7 @@ def alone():
         yield comm
 
 
+WORDS = ffi.new("uint64_t[8]", [1] * 8)
 INVALID = {
     "a NULL communicator": (lambda c: lib.xccl_comm_barrier(NULL, DEFAULT), "comm is NULL"),
     "a NULL output": (lambda c: lib.xccl_comm_create(NULL, NULL), "comm_out is NULL"),
@@ -61,6 +62,18 @@ INVALID = {
     "a misaligned array": (
         lambda c: lib.xccl_comm_all_reduce(c, ffi.cast("void *", 5), 1, 1, 1, DEFAULT, ffi.cast("void *", 8)),
         "mine is misaligned",
+    ),
+    "gathered rows over the given ones": (
+        lambda c: lib.xccl_comm_all_gather_v(c, WORDS, 2, 8, DEFAULT, WORDS + 1, 2, WORDS + 6),
+        "the output overlaps the input",
+    ),
+    "exchanged rows over the given ones": (
+        lambda c: lib.xccl_comm_all_to_all_v(c, WORDS, WORDS + 4, 8, DEFAULT, WORDS, 2, WORDS + 6),
+        "the output overlaps the input",
+    ),
+    "the counts that come over those that are given": (
+        lambda c: lib.xccl_comm_all_to_all_v(c, WORDS, WORDS + 4, 8, DEFAULT, WORDS + 2, 2, WORDS + 4),
+        "the output overlaps the input",
     ),
     "no such root": (lambda c: lib.xccl_comm_broadcast(c, NULL, 0, 1, DEFAULT), "root"),
     "no config": (lambda c: lib.xccl_ep_create(c, NULL, ffi.new("xccl_ep **")), "config is NULL"),
@@ -136,19 +149,6 @@ def test_an_output_is_set_on_success_only():
     assert int(ffi.cast("uintptr_t", out[0])) == 64
 
 
-def test_the_error_is_the_thread_s_own_and_success_does_not_touch_it(alone):
-    assert lib.xccl_comm_barrier(alone, 0) == lib.XCCL_INVALID_ARGUMENT
-    must(lib.xccl_comm_barrier(alone, DEFAULT))
-    elsewhere = []
-    thread = threading.Thread(target=lambda: elsewhere.append(CError.last()))
-    thread.start()
-    thread.join()
-    assert elsewhere[0].args == ("XCCL_OK", "", "", 0, "", [])
-    assert CError.last().message.startswith("xccl_comm_barrier: timeout=0")
-
-
-def test_memory_that_cannot_be_had_is_refused(alone):
-    with pytest.raises(CError) as caught:
 REFUSED_FIRST = """
 import os
 from c_api import DEFAULT, config, ffi, lib, made, must
@@ -170,6 +170,19 @@ def test_a_call_that_was_refused_is_corrected_and_made_again(tmp_path):
     subprocess.run(command, cwd=tmp_path, check=True, timeout=60, env=ENVIRON)
 
 
+def test_the_error_is_the_thread_s_own_and_success_does_not_touch_it(alone):
+    assert lib.xccl_comm_barrier(alone, 0) == lib.XCCL_INVALID_ARGUMENT
+    must(lib.xccl_comm_barrier(alone, DEFAULT))
+    elsewhere = []
+    thread = threading.Thread(target=lambda: elsewhere.append(CError.last()))
+    thread.start()
+    thread.join()
+    assert elsewhere[0].args == ("XCCL_OK", "", "", 0, "", [])
+    assert CError.last().message.startswith("xccl_comm_barrier: timeout=0")
+
+
+def test_memory_that_cannot_be_had_is_refused(alone):
+    with pytest.raises(CError) as caught:
         made("void", lib.xccl_memory_alloc, alone, 1 << 62)
     assert caught.value.status == "XCCL_OUT_OF_MEMORY"
     with pytest.raises(CError) as caught:

@@ -417,7 +417,7 @@ def refuse(comm):
             lambda: comm.all_gather_v(rows, out=[1]),
             lambda: comm.broadcast(np.zeros(3), out=[0] * 3),
         ],
-        "out overlaps the input": [
+        "the output overlaps the input": [
             lambda: comm.all_to_all(grid, out=grid),
             lambda: comm.all_gather(grid[0], out=grid) if comm.rank else comm.all_gather(grid[1], out=grid),
             lambda: comm.all_to_all_v(rows, [2, 2], out=rows),

@@ -200,7 +200,7 @@ def refuse(comm):
         "out has shape (4,) and dtype float32": [
             lambda: comm.all_reduce(np.zeros(3, "f4"), out=np.zeros(4, "f4"))
         ],
-        "out overlaps the input": [lambda: overlapping(comm)],
+        "the output overlaps the input": [lambda: overlapping(comm)],
     }
     for text, calls in wrong.items():
         for call in calls:

@@ -38,7 +38,9 @@ void all_gather(Communicator& comm, const void* mine, void* all, uint64_t bytes,
 void all_gather_v(Communicator& comm, const void* rows, uint64_t count, uint64_t row_bytes, const Room& room,
                   uint64_t* counts, double timeout) {
   const auto* from = static_cast<const std::byte*>(rows);
-  const Pieces pieces = Pieces::of(checked_bytes("rows", count, row_bytes), Exchange::most_alike(comm));
+  const uint64_t bytes = checked_bytes("rows", count, row_bytes);
+  require_apart(from, bytes, room.memory, checked_bytes("rows", room.capacity, row_bytes));
+  const Pieces pieces = Pieces::of(bytes, Exchange::most_alike(comm));
   VariableRows received(comm, row_bytes, room, counts);
   uint64_t calls = comm.collective_seq();
   comm.operate("all_gather_v", calls, timeout, [&](Operation& op) {

@@ -48,6 +48,9 @@ void all_to_all_v(Communicator& comm, const void* rows, const uint64_t* send_cou
     begun += bytes;
     if (member != comm.rank()) sent += bytes;
   }
+  require_apart(from, begun, room.memory, checked_bytes("rows", room.capacity, row_bytes));
+  const uint64_t count_bytes = static_cast<uint64_t>(comm.size()) * sizeof(uint64_t);
+  require_apart(send_counts, count_bytes, recv_counts, count_bytes);
   const uint64_t rounds = Pieces::of(sent, Exchange::most_together(comm)).rounds();
   const uint64_t own = send_counts[comm.rank()];
   VariableRows received(comm, row_bytes, room, recv_counts);

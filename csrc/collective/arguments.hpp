@@ -37,7 +37,7 @@ inline void require_apart(const void* input, uint64_t input_bytes, const void* o
   const auto a = reinterpret_cast<uintptr_t>(input), b = reinterpret_cast<uintptr_t>(out);
   if (input_bytes == 0 || out_bytes == 0 || a + input_bytes <= b || b + out_bytes <= a) return;
   if (except && except == except_out) return;
-  fail(Status::InvalidArgument, "out overlaps the input; give other memory");
+  fail(Status::InvalidArgument, "the output overlaps the input; give other memory");
 }
 
 }  // namespace xccl

@@ -5,11 +5,12 @@
 namespace xccl {
 
 Room room_in(void* out, uint64_t capacity) {
-  return [=](uint64_t rows) -> void* {
+  const auto make = [=](uint64_t rows) {
     if (rows > capacity)
-      fail(Status::Truncated, "out has room for ", capacity, " rows, but ", rows, " have come");
+      fail(Status::Truncated, "there is room for ", capacity, " rows, but ", rows, " have come");
     return out;
   };
+  return {make, out, capacity};
 }
 
 void VariableRows::learn(Operation& op, const Exchange& exchange, uint64_t own_rows, uint64_t own_rounds) {
@@ -29,7 +30,7 @@ void VariableRows::learn(Operation& op, const Exchange& exchange, uint64_t own_r
   }
   bytes_ = all * row_bytes_;
   try {
-    to_ = static_cast<std::byte*>(room_(all));
+    to_ = static_cast<std::byte*>(room_.make(all));
   } catch (Error& error) {
     error.during(op.name, op.seq, "making room");
     refused_ = std::current_exception();

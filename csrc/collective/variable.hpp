@@ -10,12 +10,18 @@
 
 namespace xccl {
 
-// Asked once in a call, when the counts of all ranks are known and written: returns room for that many rows in all, apart
-// from those that are given. What it throws is raised when the call has served the other ranks; the communicator stays
-// usable.
-using Room = std::function<void*(uint64_t rows)>;
+// Where the rows that come are put.
+struct Room {
+  // Asked once in a call, when the counts of all ranks are known and written: returns room for that many rows in all,
+  // apart from those that are given. What it throws is raised when the call has served the other ranks; the communicator
+  // stays usable.
+  std::function<void*(uint64_t rows)> make;
+  // Memory that the caller has already, for so many rows; it may not lie in what is given.
+  const void* memory = nullptr;
+  uint64_t capacity = 0;
+};
 
-// Room in memory that the caller has already, for `capacity` rows: Truncated, naming both, unless it suffices.
+// Room in memory that the caller has already: Truncated, naming both numbers, unless it suffices.
 Room room_in(void* out, uint64_t capacity);
 
 // The receiving side of a call, over its rounds.

@@ -5,7 +5,6 @@
 #include "collective/all_gather.hpp"
 #include "collective/all_reduce.hpp"
 #include "collective/all_to_all.hpp"
-#include "collective/arguments.hpp"
 #include "collective/broadcast.hpp"
 #include "collective/reduce_scatter.hpp"
 #include "python/support.hpp"
@@ -97,17 +96,15 @@ void scatter_v(Communicator& comm, const py::array& a, py::array& out, const Cou
 
 // Room in `out` where it is given, else in a new array, which it then holds.
 Room room_for(const py::array& rows, std::optional<py::array>& out) {
-  if (out) {
-    require_apart(rows.data(), bytes_of(rows), out->data(), bytes_of(*out));
-    return room_in(out->mutable_data(), static_cast<uint64_t>(out->shape(0)));
-  }
-  return [&](uint64_t count) -> void* {
+  if (out) return room_in(out->mutable_data(), static_cast<uint64_t>(out->shape(0)));
+  const auto make = [&](uint64_t count) -> void* {
     const py::gil_scoped_acquire gil;
     std::vector<py::ssize_t> shape(rows.shape(), rows.shape() + rows.ndim());
     shape[0] = static_cast<py::ssize_t>(count);
     out = py::array(rows.dtype(), shape);
     return out->mutable_data();
   };
+  return {make};
 }
 
 // Gives (array, counts); with out=, the array is that, and its first sum(counts) rows are what came.

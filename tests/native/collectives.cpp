@@ -211,11 +211,11 @@ TEST("rows of unequal counts come in rank order, with their counts") {
         expected += bytes_of(static_cast<int>(other), comm.rank(), 0, counts[other][rank] * row_bytes);
         expected_counts.push_back(counts[other][rank]);
       }
-      const auto room = [&](uint64_t come) -> void* {
+      const Room room{[&](uint64_t come) {
         CHECK(got_counts == expected_counts);
         got.assign(come * row_bytes, '?');
         return got.data();
-      };
+      }};
       all_to_all_v(comm, rows.data(), counts[rank].data(), row_bytes, room, got_counts.data());
       CHECK(got == expected);
 
@@ -260,7 +260,7 @@ TEST(
       CHECK(got == std::vector<uint64_t>(3, counts[static_cast<size_t>(comm.rank())]));
       // Whatever the room throws comes out, at the end.
       try {
-        all_gather_v(comm, rows.data(), 60, 1, [](uint64_t) -> void* { throw refusal(); }, got.data());
+        all_gather_v(comm, rows.data(), 60, 1, {[](uint64_t) -> void* { throw refusal(); }}, got.data());
         CHECK(false);
       } catch (const refusal&) {
       }
