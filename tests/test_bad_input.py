@@ -82,11 +82,17 @@ DISPATCH = {
         "topk_idx has shape (4, 3)",
     ),
     "topk_idx not contiguous": (lambda b: {"topk_idx": b.topk_idx[:, ::-1]}, "topk_idx is not C-contiguous"),
-    "an expert too large": (lambda b: {"topk_idx": out_of_range(b, 5)}, "topk_idx[2, 1] is 5: expected -1"),
-    "an expert below -1": (lambda b: {"topk_idx": out_of_range(b, -2)}, "topk_idx[2, 1] is -2: expected -1"),
+    "an expert too large": (
+        lambda b: {"topk_idx": out_of_range(b, 5)},
+        "token 2 names expert 5 in slot 1: expected -1",
+    ),
+    "an expert below -1": (
+        lambda b: {"topk_idx": out_of_range(b, -2)},
+        "token 2 names expert -2 in slot 1: expected -1",
+    ),
     "an expert beyond 32 bits": (
         lambda b: {"topk_idx": out_of_range(b, 2**32)},
-        "topk_idx[2, 1] is 4294967296",
+        "token 2 names expert 4294967296 in slot 1",
     ),
     "weights of another dtype": (
         lambda b: {"topk_weights": b.topk_weights.astype(float)},
@@ -135,8 +141,12 @@ def dispatch_too_many_tokens(comm):
         if comm.rank == 1:
             big = random_batch(np.random.default_rng(1), SHAPE, 7)
             error = error_of(ep.dispatch, big.x, big.topk_idx, big.topk_weights)
-            assert "n=7: expected 0 to max_tokens=6" in str(error_of(ep.input_buffer, 7))
-            assert "n=-1: expected 0 to max_tokens=6" in str(error_of(ep.input_buffer, -1))
+            assert "an input buffer for 7 tokens: expected 0 to max_tokens=6" in str(
+                error_of(ep.input_buffer, 7)
+            )
+            assert "an input buffer for -1 tokens: expected 0 to max_tokens=6" in str(
+                error_of(ep.input_buffer, -1)
+            )
         check_round(ep, comm, tokens=6)
         return error
 
@@ -239,7 +249,7 @@ def use_routing_wrongly(comm):
             routing = d.routing
         if comm.rank == 0:
             errors = {
-                "routing= was made for 4": error_of(ep.dispatch, batch.x[:3], routing=routing),
+                "the routing was made for 4": error_of(ep.dispatch, batch.x[:3], routing=routing),
                 "either topk_idx and topk_weights, or routing=": error_of(
                     ep.dispatch, batch.x, batch.topk_idx, batch.topk_weights, routing=routing
                 ),
@@ -407,9 +417,9 @@ def test_a_second_thread_is_refused_and_the_first_is_not_disturbed(threads):
 INIT = {
     "rank= and size= belong together": {"rank": 0},
     "job= is missing": {"rank": 0, "size": 2},
-    "rank=3": {"rank": 3, "size": 2, "job": "wrong"},
-    "rank=-1": {"rank": -1, "size": 2, "job": "wrong"},
-    "size=0": {"rank": 0, "size": 0, "job": "wrong"},
+    "rank 3 of 2": {"rank": 3, "size": 2, "job": "wrong"},
+    "rank -1 of 2": {"rank": -1, "size": 2, "job": "wrong"},
+    "a job of 0 ranks": {"rank": 0, "size": 0, "job": "wrong"},
     "timeout=0": {"timeout": 0},
     "timeout=inf": {"timeout": float("inf")},
     "startup_timeout=-1": {"startup_timeout": -1},

@@ -120,6 +120,50 @@ def test_a_wrong_argument_is_named_and_breaks_nothing(alone, wrong):
     must(lib.xccl_comm_barrier(alone, DEFAULT))
 
 
+def test_what_the_core_refuses_it_calls_by_no_name_of_another_language(alone):
+    ep = made("xccl_ep", lib.xccl_ep_create, alone, ep_config(hidden=1, dtype=lib.XCCL_FLOAT32))
+    x, weights = np.ones((1, 1), np.float32), ffi.new("float[2]", [1, 1])
+    nine = ffi.new("int32_t[2]", [0, 9])
+    out = ffi.new("void **")
+    dispatch = lib.xccl_ep_dispatch, ep, at(x), 1
+    d = made("xccl_result", *dispatch, ffi.new("int32_t[2]", [0, 1]), lib.XCCL_INT32, weights, DEFAULT)
+    rows, routing = lib.xccl_result_x(d), lib.xccl_result_routing(d)
+    refused = {
+        "destination is -1: expected 0 to 0": lambda: lib.xccl_comm_send(alone, NULL, 0, -1, 0, DEFAULT),
+        "source is -2: expected 0 to 0, or -1 for any": (
+            lambda: lib.xccl_comm_recv(alone, -2, 0, DEFAULT, NULL, 0, NULL)
+        ),
+        "tag=-2: expected 0 to 2147483647, or -1 for any": (
+            lambda: lib.xccl_comm_recv(alone, 0, -2, DEFAULT, NULL, 0, NULL)
+        ),
+        "an input buffer for 10 tokens: expected 0 to max_tokens=9": (
+            lambda: lib.xccl_ep_input_buffer(ep, 10, DEFAULT, out)
+        ),
+        "token 0 names expert 9 in slot 1: expected -1 (no expert) to 6": (
+            lambda: made("xccl_result", *dispatch, nine, lib.XCCL_INT32, weights, DEFAULT)
+        ),
+        "x has 0 tokens, but the routing was made for 1": (
+            lambda: made("xccl_result", lib.xccl_ep_dispatch_again, ep, NULL, 0, routing, DEFAULT)
+        ),
+        "the output lies in the rows of a result": (
+            lambda: lib.xccl_ep_combine(ep, at(np.ones((2, 1), np.float32)), d, NULL, DEFAULT, rows)
+        ),
+        "this result has been released": lambda: (
+            lib.xccl_result_release(d) or lib.xccl_result_output_buffer(d, DEFAULT, out)
+        ),
+        "a job of 0 ranks": lambda: lib.xccl_comm_create(
+            config("xccl_comm_config", rank=0, rank_count=0), ffi.new("xccl_comm **")
+        ),
+    }
+    for named, call in refused.items():
+        with pytest.raises(CError) as caught:
+            must(call())
+        assert caught.value.status == "XCCL_INVALID_ARGUMENT"
+        assert named in caught.value.message
+    lib.xccl_result_destroy(d)
+    lib.xccl_ep_destroy(ep)
+
+
 def test_getters_of_nothing_say_so():
     count = ffi.new("size_t *", 5)
     assert (lib.xccl_comm_rank(NULL), lib.xccl_comm_size(NULL), lib.xccl_comm_timeout(NULL)) == (-1, -1, -1)

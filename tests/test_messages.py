@@ -365,8 +365,8 @@ def wrong_arguments(comm):
     read_only = np.zeros(4)
     read_only.flags.writeable = False
     cases = [
-        (lambda: comm.send(x, 2), xccl.InvalidArgument, "dst=2: expected 0 to 1"),
-        (lambda: comm.send(x, -1), xccl.InvalidArgument, "dst=-1"),
+        (lambda: comm.send(x, 2), xccl.InvalidArgument, "destination is 2: expected 0 to 1"),
+        (lambda: comm.send(x, -1), xccl.InvalidArgument, "destination is -1"),
         (lambda: comm.send(x, 1, tag=-1), xccl.InvalidArgument, "tag=-1: expected 0"),
         (lambda: comm.send(x, 1, tag=2**31), xccl.InvalidArgument, "tag=2147483648"),
         (lambda: comm.send(x, 1, tag="a"), xccl.InvalidArgument, "tag is a str"),
@@ -377,7 +377,7 @@ def wrong_arguments(comm):
         (lambda: comm.send(np.zeros((4, 4))[:, 1], 1), xccl.InvalidArgument, "array is not C-contiguous"),
         (lambda: comm.send(np.array([object()]), 1), xccl.InvalidArgument, "Python objects"),
         (lambda: comm.recv(read_only, 0), xccl.InvalidArgument, "array is read-only"),
-        (lambda: comm.recv(x, 5), xccl.InvalidArgument, "src=5: expected 0 to 1, or ANY_SOURCE"),
+        (lambda: comm.recv(x, 5), xccl.InvalidArgument, "source is 5: expected 0 to 1, or -1 for any"),
         (lambda: comm.irecv(x, 0, tag=-2), xccl.InvalidArgument, "tag=-2"),
         (lambda: comm.sendrecv(x, 0, x), xccl.InvalidArgument, "share memory"),
         (lambda: comm.send(x), TypeError, "misses the argument dst"),

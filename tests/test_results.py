@@ -481,7 +481,7 @@ def sums_into_results_of_another(comm):
     one, other = (xccl.ExpertParallel(comm, 2, 4, 2, 1, "float32") for _ in range(2))
     idx, weights = np.array([[0], [1]]), np.ones((2, 1), np.float32)
     d, e = (ep.dispatch(np.ones((2, 4), np.float32), idx, weights) for ep in (one, other))
-    with pytest.raises(xccl.InvalidArgument, match="out lies in the rows of a result"):
+    with pytest.raises(xccl.InvalidArgument, match="output lies in the rows of a result"):
         other.combine(e.x, e, out=d.x)
     return bool((other.combine(e.x, e) == 1).all())
 

@@ -433,7 +433,8 @@ xccl_status xccl_comm_reduce_scatter_v(xccl_comm* comm, const void* mine, const 
 
 /* -------------------------------------------------------------------------- Expert parallelism: made, closed
  *
- * The experts of one or more MoE layers, spread over the ranks of a communicator. Rank r hosts a contiguous
+ * The experts of one or more MoE layers, spread over the ranks of a communicator: an xccl_ep, which error texts call an
+ * ExpertParallel, as in Python. Rank r hosts a contiguous
  * block of experts; where they do not divide, the first ranks host one more. Then every rank makes the same
  * sequence of dispatch and combine calls; one xccl_ep serves any number of layers of the same shape. Ranks
  * without experts, tokens without experts, ranks without tokens: all normal.

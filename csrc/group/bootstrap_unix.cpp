@@ -131,7 +131,7 @@ class Host {  // rank 0
     auto listener = unix_listen(name, spec.size + 16);
     if (!listener)
       fail(Status::InvalidArgument, "a job named \"", spec.job,
-           "\" is starting on this host already; give each job its own name (job=, XCCL_JOB)");
+           "\" is starting on this host already; give each job its own name (job, or XCCL_JOB)");
     listener_ = std::move(*listener);
     parcels_[0] = std::move(mine);
   }

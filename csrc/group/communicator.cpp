@@ -137,7 +137,7 @@ Communicator::Hold::Hold(Communicator& comm, const char* op) : comm_(comm) {
 void Communicator::require_usable() const {
   if (world_->forked())
     fail(Status::Closed, "this process is a fork of rank ", world_->rank(),
-         " and cannot use its communicator; call xccl.init() in the child");
+         " and cannot use its communicator; join again in the child");
   if (closed_) fail(Status::Closed, "the communicator is closed");
   if (!broken_) return;
   Error again(broken_->status, text("the communicator has failed before: ", broken_->what()), broken_->ranks);

@@ -35,12 +35,12 @@ Region allocate_control(Provider& provider, int size) {
 }
 
 void check_spec(const JobSpec& spec) {
-  if (spec.size < 1) fail(Status::InvalidArgument, "size=", spec.size, ": expected at least 1");
+  if (spec.size < 1) fail(Status::InvalidArgument, "a job of ", spec.size, " ranks: expected at least 1");
   if (spec.rank < 0 || spec.rank >= spec.size)
-    fail(Status::InvalidArgument, "rank=", spec.rank, ": expected 0 to ", spec.size - 1, " (size is ",
-         spec.size, ")");
+    fail(Status::InvalidArgument, "rank ", spec.rank, " of ", spec.size, ": expected 0 to ", spec.size - 1);
   if (spec.job.empty())
-    fail(Status::InvalidArgument, "job=\"\": expected a name that all ranks of the job, and no others, use");
+    fail(Status::InvalidArgument,
+         "job is \"\": expected a name that all ranks of the job, and no others, use");
 }
 
 // A program may join several times, one after the other or at once: all ranks count alike.

@@ -192,12 +192,13 @@ void ExpertParallel::combine(const void* rows, Dispatched& result, const float* 
   require_ours(result);
   if (shape_.layout == RowLayout::token && rows == result.lease->slot().x.base() && result.rows() > 0)
     fail(Status::InvalidArgument,
-         "rows is d.x, which has a row for each token in layout \"token\": expected a row for each token and "
+         "rows are those of the result, one for each token in layout \"token\": expected one for each token "
+         "and "
          "expert");
   const uint64_t bytes = static_cast<uint64_t>(result.routing->tokens) * shape_.row_bytes();
   if (EpMemory::any_result_overlaps(y, bytes))
     fail(Status::InvalidArgument,
-         "out lies in the rows of a result, which other ranks may be reading; use other memory");
+         "the output lies in the rows of a result, which other ranks may be reading; use other memory");
   comm_->operate("combine", seq_, timeout,
                  [&](Operation& op) { CombineCall(*this, op, result, weights).run(rows, y); });
 }

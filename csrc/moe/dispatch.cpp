@@ -261,9 +261,9 @@ std::shared_ptr<Dispatched> ExpertParallel::dispatch(const void* x, const TopK& 
     fail(Status::InvalidArgument, "x has ", topk.tokens,
          " tokens: expected 0 to max_tokens=", shape_.max_tokens);
   if (routing && routing->maker != serial_)
-    fail(Status::InvalidArgument, "routing= was made by another ExpertParallel");
+    fail(Status::InvalidArgument, "the routing was made by another ExpertParallel");
   if (routing && routing->tokens != topk.tokens)
-    fail(Status::InvalidArgument, "x has ", topk.tokens, " tokens, but routing= was made for ",
+    fail(Status::InvalidArgument, "x has ", topk.tokens, " tokens, but the routing was made for ",
          routing->tokens);
   std::shared_ptr<Dispatched> result;
   comm_->operate("dispatch", seq_, timeout,

@@ -120,9 +120,11 @@ void ExpertParallel::require_open() const {
 }
 
 void ExpertParallel::require_ours(const Dispatched& result) const {
-  if (result.routing->maker != serial_) fail(Status::InvalidArgument, "d was made by another ExpertParallel");
+  if (result.routing->maker != serial_)
+    fail(Status::InvalidArgument, "this result was made by another ExpertParallel");
   if (!result.lease)
-    fail(Status::InvalidArgument, "d has been released; its rows are gone (d.routing may still be used)");
+    fail(Status::InvalidArgument,
+         "this result has been released; its rows are gone (its routing may still be used)");
 }
 
 void ExpertParallel::require_in_region(int member, uint64_t offset, uint64_t bytes) const {
@@ -198,17 +200,19 @@ ResultSlot& ExpertParallel::free_result() {
     if (!slot->leased.load(std::memory_order_acquire) && (!best || slot->used_by < best->used_by))
       best = slot.get();
   if (!best)
-    fail(Status::OutOfMemory, "all ", memory_->results.size(),
-         " results of this ExpertParallel are alive; call d.release() and drop its arrays, or make it with "
-         "results=",
-         memory_->results.size() + 1);
+    fail(
+        Status::OutOfMemory, "all ", memory_->results.size(),
+        " results of this ExpertParallel are alive; release one and all that still uses its rows, or make it "
+        "with results=",
+        memory_->results.size() + 1);
   return *best;
 }
 
 std::byte* ExpertParallel::input_buffer(int64_t tokens, double timeout) {
   require_open();
   if (tokens < 0 || tokens > shape_.max_tokens)
-    fail(Status::InvalidArgument, "n=", tokens, ": expected 0 to max_tokens=", shape_.max_tokens);
+    fail(Status::InvalidArgument, "an input buffer for ", tokens,
+         " tokens: expected 0 to max_tokens=", shape_.max_tokens);
   std::byte* out = nullptr;
   comm_->operate("input_buffer", side_calls_, timeout, [&](Operation& op) {
     PulledPiece& piece = memory_->input[input_turn_];

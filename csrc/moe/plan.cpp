@@ -44,17 +44,17 @@ std::vector<PlanLine> plan(const EpShape& shape, int ranks, int rank, const Plan
   return {
       {"control segment: header, flags, records", pages(lines), control_segment_bytes, "fewer ranks"},
       {"scratch of collectives, if they are small", scratch_small_bytes, scratch_bytes, ""},
-      {"tokens to dispatch (input_buffer or staging), 2 slots", turns * pages(token_rows),
+      {"tokens to dispatch (input buffers or staging), 2 slots", turns * pages(token_rows),
        2 * turns * pages(layout.input[0].bytes), "max_tokens, hidden, dtype"},
       {"route lists, 2 slots", turns * pages(route), turns * pages(layout.route[0].bytes),
        "max_tokens, topk"},
       {"row bases for combine, 2 slots", turns * pages(layout.bases[0].bytes),
        turns * pages(layout.bases[0].bytes), "num_experts"},
-      {text("rows received (d.x), ", results, " results"), results * pages(x_rows),
+      {text("rows received, ", results, " results"), results * pages(x_rows),
        results * pages(layout.x[0].bytes), "max_tokens, topk, results"},
-      {text("experts' results (d.output_buffer()), ", results, " results"),
+      {text("experts' results (output buffers), ", results, " results"),
        load.in_place ? 0 : results * pages(result_rows), results * pages(layout.out[0].bytes),
-       "max_tokens, topk, results; combine d.x in place"},
+       "max_tokens, topk, results; combine in place"},
   };
 }
 

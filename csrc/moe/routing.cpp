@@ -12,8 +12,8 @@ void count(const Index* experts, int slots, const Placement& placement, Routing&
   for (size_t i = 0; i < routing.position_of_slot.size(); ++i) {
     const Index expert = experts[i];
     if (expert < -1 || expert >= placement.experts())
-      fail(Status::InvalidArgument, "topk_idx[", i / static_cast<size_t>(slots), ", ",
-           i % static_cast<size_t>(slots), "] is ", static_cast<int64_t>(expert),
+      fail(Status::InvalidArgument, "token ", i / static_cast<size_t>(slots), " names expert ",
+           static_cast<int64_t>(expert), " in slot ", i % static_cast<size_t>(slots),
            ": expected -1 (no expert) to ", placement.experts() - 1);
     const int32_t position = expert < 0 ? nowhere : placement.position(static_cast<int>(expert));
     routing.position_of_slot[i] = position;

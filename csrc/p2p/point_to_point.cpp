@@ -43,13 +43,14 @@ void PointToPoint::abandon_requests() {
 
 void PointToPoint::check_peer(const char* name, int member, bool wildcard) const {
   if ((wildcard && member == any_source) || (member >= 0 && member < comm_->size())) return;
-  fail(Status::InvalidArgument, name, "=", member, ": expected 0 to ", comm_->size() - 1,
-       wildcard ? ", or ANY_SOURCE" : "");
+  fail(Status::InvalidArgument, name, " is ", member, ": expected 0 to ", comm_->size() - 1,
+       wildcard ? text(", or ", any_source, " for any") : "");
 }
 
 void PointToPoint::check_tag(int tag, bool wildcard) const {
   if (tag >= 0 || (wildcard && tag == any_tag)) return;
-  fail(Status::InvalidArgument, "tag=", tag, ": expected 0 to ", INT32_MAX, wildcard ? ", or ANY_TAG" : "");
+  fail(Status::InvalidArgument, "tag=", tag, ": expected 0 to ", INT32_MAX,
+       wildcard ? text(", or ", any_tag, " for any") : "");
 }
 
 void PointToPoint::raise_if_damaged() {
@@ -175,9 +176,9 @@ MessageInfo PointToPoint::sendrecv(const void* data, uint64_t bytes, int dst, in
   Request receive;
   {
     const Frame frame(*this, "sendrecv");
-    check_peer("dst", dst, false);
+    check_peer("destination", dst, false);
     check_tag(send_tag, false);
-    check_peer("src", src, true);
+    check_peer("source", src, true);
     check_tag(recv_tag, true);
     receive.kind = Request::Kind::receive;
     receive.data = static_cast<std::byte*>(into);

@@ -30,7 +30,7 @@ MessageInfo PointToPoint::recv(void* data, uint64_t capacity, int src, int tag, 
   request.tag = tag;
   {
     const Frame frame(*this, "recv");
-    check_peer("src", src, true);
+    check_peer("source", src, true);
     check_tag(tag, true);
     post(request);
     if (spin(request)) return result(request);
@@ -42,7 +42,7 @@ MessageInfo PointToPoint::recv(void* data, uint64_t capacity, int src, int tag, 
 std::shared_ptr<Request> PointToPoint::irecv(void* data, uint64_t capacity, int src, int tag,
                                              std::shared_ptr<void> keepalive) {
   const Frame frame(*this, "irecv");
-  check_peer("src", src, true);
+  check_peer("source", src, true);
   check_tag(tag, true);
   auto request = std::make_shared<Request>();
   request->kind = Request::Kind::receive;
@@ -64,7 +64,7 @@ std::shared_ptr<View> PointToPoint::recv_view(int src, int tag, double timeout) 
   request.wants_view = true;
   {
     const Frame frame(*this, "recv_view");
-    check_peer("src", src, true);
+    check_peer("source", src, true);
     check_tag(tag, true);
     post(request);
     if (spin(request)) {
@@ -93,7 +93,7 @@ void PointToPoint::complete_receive(const char* op, Request& request, double tim
 
 std::optional<MessageInfo> PointToPoint::iprobe(int src, int tag) {
   const Frame frame(*this, "iprobe");
-  check_peer("src", src, true);
+  check_peer("source", src, true);
   check_tag(tag, true);
   advance();
   raise_if_damaged();

@@ -21,7 +21,7 @@ void PointToPoint::send(const void* data, uint64_t bytes, int dst, int tag, doub
   std::shared_ptr<Request> request;
   {
     const Frame frame(*this, "send");
-    check_peer("dst", dst, false);
+    check_peer("destination", dst, false);
     check_tag(tag, false);
     Channel& to = channel(dst);
     if (to.waiting.empty() && to.has_room() && start_buffered(to, data, bytes, tag)) return;
@@ -42,7 +42,7 @@ void PointToPoint::send(const void* data, uint64_t bytes, int dst, int tag, doub
 std::shared_ptr<Request> PointToPoint::isend(const void* data, uint64_t bytes, int dst, int tag,
                                              std::shared_ptr<void> keepalive) {
   const Frame frame(*this, "isend");
-  check_peer("dst", dst, false);
+  check_peer("destination", dst, false);
   check_tag(tag, false);
   auto request = make_send(data, bytes, dst, tag);
   request->keepalive = std::move(keepalive);

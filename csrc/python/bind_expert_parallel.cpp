@@ -34,7 +34,8 @@ struct PyResult {
 
   std::shared_ptr<Lease> lease() const {
     if (!native->lease)
-      fail(Status::InvalidArgument, "d has been released; its rows are gone (d.routing may still be used)");
+      fail(Status::InvalidArgument,
+           "this result has been released; its rows are gone (its routing may still be used)");
     return native->lease;
   }
   py::array rows_at(const std::byte* memory, uint64_t rows) const {
