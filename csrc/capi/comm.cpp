@@ -34,7 +34,11 @@ void Comm::close() {
       if (!complaint) complaint = std::current_exception();
     }
   };
-  for (const auto& weak : eps)
+  const auto made = [&] {  // not held while they are closed, which may take long
+    const std::lock_guard lock(mutex);
+    return eps;
+  }();
+  for (const auto& weak : made)
     if (const auto ep = weak.lock()) attempt([&] { ep->close(); });
   attempt([&] { p2p->close(); });
   attempt([&] { communicator->close(); });

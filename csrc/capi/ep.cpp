@@ -59,6 +59,7 @@ xccl_status xccl_ep_create(xccl_comm* comm, const xccl_ep_config* config, xccl_e
     const int rank = state.communicator->rank();
     for (int position = placement.first(rank); position < placement.first(rank + 1); ++position)
       handle->local_experts.push_back(placement.expert(position));
+    const std::lock_guard lock(state.mutex);
     std::erase_if(state.eps, [](const auto& weak) { return weak.expired(); });
     state.eps.push_back(handle->ep);
     *ep_out = handle.release();

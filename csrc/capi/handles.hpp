@@ -44,7 +44,7 @@ struct Comm {
 
   std::shared_ptr<Communicator> communicator;
   std::unique_ptr<PointToPoint> p2p;
-  std::mutex mutex;  // of the two below: memory is freed in any thread
+  std::mutex mutex;  // of the two below: memory is freed in any thread, and a second thread is refused late
   std::map<void*, std::unique_ptr<Block>> blocks;
   std::vector<std::weak_ptr<ExpertParallel>> eps;
 };
