@@ -400,23 +400,64 @@ def test_init_writes_no_more_than_the_program_has():
 # --- Fork ---
 
 FORK = """
-import os, sys
-from c_api import DEFAULT, NULL, ffi, lib, made, text
+import os
+from c_api import DEFAULT, NULL, config, ep_config, ffi, lib, made, must, text
+OUT = ffi.new("void **")
 comm = made("xccl_comm", lib.xccl_comm_create, NULL)
 memory = made("void", lib.xccl_memory_alloc, comm, 64)
 ffi.memmove(memory, b"parent", 6)
-child = os.fork()
-if child == 0:
-    ended = lib.xccl_comm_barrier(comm, DEFAULT) == lib.XCCL_CLOSED
-    told = "fork" in text(lib.xccl_error_message())
+send = made("xccl_request", lib.xccl_comm_isend, comm, memory, 6, 0, 1)
+receive = made("xccl_request", lib.xccl_comm_irecv, comm, 0, 2, NULL, 0)
+view = made("xccl_view", lib.xccl_view_borrow, comm, 0, 1, DEFAULT)
+ep = made("xccl_ep", lib.xccl_ep_create, comm, ep_config())
+d = made("xccl_result", lib.xccl_ep_dispatch, ep, NULL, 0, NULL, lib.XCCL_INT32, NULL, DEFAULT)
+
+def in_the_child():
+    for call in (
+        lambda: lib.xccl_comm_barrier(comm, DEFAULT),
+        lambda: lib.xccl_comm_split(comm, 0, 0, DEFAULT, ffi.cast("xccl_comm **", OUT)),
+        lambda: lib.xccl_comm_send(comm, NULL, 0, 0, 1, DEFAULT),
+        lambda: lib.xccl_comm_iprobe(comm, 0, 1, ffi.new("xccl_message *")),
+        lambda: lib.xccl_request_test(receive, NULL),
+        lambda: lib.xccl_memory_alloc(comm, 1, OUT),
+        lambda: lib.xccl_ep_create(comm, ep_config(), ffi.cast("xccl_ep **", OUT)),
+        lambda: lib.xccl_ep_input_buffer(ep, 1, DEFAULT, OUT),
+        lambda: lib.xccl_ep_combine(ep, NULL, d, NULL, DEFAULT, NULL),
+        lambda: lib.xccl_result_output_buffer(d, DEFAULT, OUT),
+    ):
+        assert call() == lib.XCCL_CLOSED, text(lib.xccl_error_message())
+        assert "fork" in text(lib.xccl_error_message())
+        assert "join again in the child" in text(lib.xccl_error_message())
+    must(lib.xccl_comm_abort(comm, b"the child gives up"))
+    must(lib.xccl_memory_free(comm, memory))
+    must(lib.xccl_ep_close(ep))
+    must(lib.xccl_comm_close(comm))
+    lib.xccl_view_release(view)
+    lib.xccl_result_destroy(d)
+    lib.xccl_ep_destroy(ep)
+    lib.xccl_request_destroy(receive)
     lib.xccl_comm_destroy(comm)
     own = made("xccl_comm", lib.xccl_comm_create, NULL)
-    works = lib.xccl_comm_barrier(own, DEFAULT) == lib.XCCL_OK
+    must(lib.xccl_comm_barrier(own, DEFAULT))
     lib.xccl_comm_destroy(own)
-    os._exit(0 if ended and told and works else 1)
+
+child = os.fork()
+if child == 0:
+    try:
+        in_the_child()
+    except BaseException as error:
+        print(repr(error), flush=True)
+        os._exit(1)
+    os._exit(0)
 assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-assert lib.xccl_comm_barrier(comm, DEFAULT) == lib.XCCL_OK
-assert ffi.buffer(memory, 6)[:] == b"parent"
+assert lib.xccl_comm_is_closed(comm) == 0
+must(lib.xccl_comm_barrier(comm, DEFAULT))
+assert ffi.buffer(memory, 6)[:] == ffi.buffer(lib.xccl_view_data(view), 6)[:] == b"parent"
+must(lib.xccl_ep_combine(ep, lib.xccl_result_x(d), d, NULL, DEFAULT, NULL))
+must(lib.xccl_comm_send(comm, NULL, 0, 0, 2, DEFAULT))
+must(lib.xccl_request_wait(receive, DEFAULT, NULL))
+lib.xccl_view_release(view)
+must(lib.xccl_request_wait(send, DEFAULT, NULL))
 lib.xccl_comm_destroy(comm)
 """
 

@@ -32,9 +32,10 @@
  * Outputs     come last, end in _out, and are set only when the function returns XCCL_OK. Memory that results are
  *             written into may hold anything after an error. An output that may be NULL says so.
  * Handles     are opaque. They come from a function named create, isend, irecv, borrow or dispatch, and go back
- *             by the one that its description names. Giving back NULL does nothing. Using a handle that has
- *             been given back is an error that the library cannot see, as with free(). Passing NULL for a
- *             handle, or for an argument that may not be NULL, is XCCL_INVALID_ARGUMENT.
+ *             by the one that its description names. Giving back NULL does nothing. Using a handle that has been
+ *             given back, or giving one back while another thread is inside a call on it, is an error that the
+ *             library cannot see, as with free(). Passing NULL for a handle, or for an argument that may not be
+ *             NULL, is XCCL_INVALID_ARGUMENT.
  * Order.      Handles may be given back in any order: what a handle needs of another stays alive inside.
  * Time        is in seconds. Every wait is bounded: `timeout` is XCCL_DEFAULT_TIMEOUT or any negative number
  *             for the communicator's default, else positive and finite. Anything else is XCCL_INVALID_ARGUMENT.
@@ -53,10 +54,11 @@
  *             (requests, views, xccl_ep, results); a second one gets XCCL_INVALID_ARGUMENT and disturbs
  *             nothing. Different communicators, sub-groups among them, may be used by different threads at the
  *             same time. Releasing a view, freeing memory and destroying a result may be done in any thread.
- *             The error text is per thread.
- * Fork.       In a child of fork() every call on the parent's handles returns XCCL_CLOSED, and destroying them
- *             frees nothing that the parent has. The child may join a job of its own. The parent is not
- *             disturbed.
+ *             While a communicator or an xccl_ep is destroyed, no thread may be inside a call on it or on an
+ *             object made from it. The error text is per thread.
+ * Fork.       In a child of fork() calls on the parent's handles that need other ranks, or take memory, return
+ *             XCCL_CLOSED; closing, aborting, freeing and destroying return as ever, and do nothing to the parent
+ *             or its memory. The child may join a job of its own. The parent is not disturbed.
  * Death       of a rank is noticed: a call that needs it returns XCCL_PEER_LOST and names it, within 2 seconds
  *             if the call waits, else the next call does. A process that ends without xccl_comm_close() or
  *             xccl_comm_destroy() has died, even by return from main. Nothing stays behind in the file system
@@ -279,7 +281,8 @@ xccl_status xccl_comm_abort(xccl_comm* comm, const char* reason);
  * returned. */
 xccl_status xccl_comm_close(xccl_comm* comm);
 
-/* Closes it if it is not, and frees it, with all the memory that was allocated with it. */
+/* Closes it if it is not, and frees it, with all the memory that was allocated with it. No thread may be inside a
+ * call on it, or on an object made from it. */
 void xccl_comm_destroy(xccl_comm* comm);
 
 /* ------------------------------------------------------------------------------------------------- Memory */
@@ -481,7 +484,7 @@ const int* xccl_ep_local_experts(const xccl_ep* ep, size_t* count_out);
  * XCCL_INVALID_ARGUMENT (another thread is inside a call). */
 xccl_status xccl_ep_close(xccl_ep* ep);
 
-/* Closes it if it is not, and frees it. */
+/* Closes it if it is not, and frees it. No thread may be inside a call on it, or on a result of it. */
 void xccl_ep_destroy(xccl_ep* ep);
 
 /* --------------------------------------------------------------------- Expert parallelism: dispatch, combine
