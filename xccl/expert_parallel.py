@@ -36,7 +36,7 @@ class ExpertParallel:
     multiply-add, and one rounding to nearest even to `dtype` at the end; NaN is canonical, denormals are kept.
 
     Args:
-        comm: the communicator; stays usable for other things.
+        comm: the communicator, which may be used for other things as well.
         num_experts: experts in total, over all ranks.
         hidden: elements of a row; any number.
         max_tokens: the most tokens any rank dispatches in one call. Address space is reserved for the worst case,
@@ -51,8 +51,9 @@ class ExpertParallel:
             that gather. Results go back expert by expert in both.
 
     Raises:
-        InvalidArgument, Mismatch, OutOfMemory (address space or memory; the message says what to change), Timeout,
-        PeerLost, PeerFailed.
+        InvalidArgument, Mismatch, OutOfMemory (address space or memory; the message says what to change): `comm` stays
+            usable, unless the others are in another call.
+        Timeout, PeerLost, PeerFailed, Closed: as of any collective, they end `comm`.
     """
 
     def __init__(
@@ -131,7 +132,8 @@ class ExpertParallel:
 
         Raises:
             InvalidArgument: nothing was sent; correct the argument and call again.
-            OutOfMemory: as many results are alive as `results`; or the memory for the rows cannot be had.
+            OutOfMemory: as many results are alive as `results`, or memory is short; nothing was sent. Only if it is the
+                rows received that do not fit, the communicator refuses further use.
             Mismatch: other ranks are in another call. Timeout, PeerLost, PeerFailed, Closed: see `ranks`.
         """
         rows = as_array("x", x)

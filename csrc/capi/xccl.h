@@ -65,9 +65,10 @@
  *             in any case.
  * Order       of calls. Ranks make the same collective calls on an object, in the same order. One that calls
  *             something else is XCCL_MISMATCH or XCCL_TIMEOUT, on all of them.
- * Ended.      After an error that others could see (a timed-out collective, a death, a mismatch) the communicator is
- *             ended: every later call returns the first cause again. Close it. XCCL_INVALID_ARGUMENT, and
- *             XCCL_TIMEOUT of a message, end nothing: correct the argument, or call again.
+ * Ended.      After an error that others could see (a timed-out collective, a death, a mismatch, no memory for the
+ *             rows that a dispatch receives) the communicator is ended: every later call returns the first cause
+ *             again. Close it. XCCL_INVALID_ARGUMENT, and XCCL_TIMEOUT of a message, end nothing: correct the
+ *             argument, or call again; after xccl_comm_sendrecv() see there what is left to do.
  * Signals.    The library installs no handler and blocks no signal: the program keeps its own. A handler that
  *             returns does not end a wait; the wait goes on to its deadline. To stop on Ctrl-C, leave SIGINT as
  *             it is (the process dies, the others get XCCL_PEER_LOST), or let a handler set a flag and wait
@@ -150,7 +151,9 @@ typedef enum xccl_status {
   XCCL_TRUNCATED = 7,
 
   /* Memory cannot be had, and the message names the limit that forbids it; or as many results of dispatch are
-   * alive as the xccl_ep was made for. Nothing was overcommitted: free something and call again. */
+   * alive as the xccl_ep was made for. Nothing was overcommitted: free something and call again. Only if there is no
+   * memory for the rows that a dispatch receives, which is known when the others are in the call as well, has the
+   * communicator ended. */
   XCCL_OUT_OF_MEMORY = 8,
 
   /* The object, or a rank that is needed (xccl_error_ranks()), has been closed. Nothing will come of waiting. */
@@ -471,8 +474,9 @@ typedef struct xccl_ep_config {
 void xccl_ep_config_init(xccl_ep_config* config, size_t size);
 
 /* Collective. Errors: XCCL_INVALID_ARGUMENT; XCCL_MISMATCH, naming the field in which ranks differ;
- * XCCL_OUT_OF_MEMORY, of memory or address space; XCCL_TIMEOUT, XCCL_PEER_LOST, XCCL_PEER_FAILED, XCCL_CLOSED.
- * The communicator stays usable for other things. Give it back with xccl_ep_destroy(). */
+ * XCCL_OUT_OF_MEMORY, of memory or address space. These leave the communicator usable; those that follow end it, as in
+ * any collective: XCCL_TIMEOUT, XCCL_PEER_LOST, XCCL_PEER_FAILED, XCCL_CLOSED, XCCL_MISMATCH of ranks that are in other
+ * calls, XCCL_FAILURE. Give it back with xccl_ep_destroy(). */
 xccl_status xccl_ep_create(xccl_comm* comm, const xccl_ep_config* config, xccl_ep** ep_out);
 
 /* Global numbers of the experts hosted here, in the order of xccl_result_counts(); `count_out` gets how many.
@@ -490,8 +494,9 @@ void xccl_ep_destroy(xccl_ep* ep);
 /* --------------------------------------------------------------------- Expert parallelism: dispatch, combine
  *
  * Errors of dispatch and combine, "as dispatch" below: XCCL_INVALID_ARGUMENT: nothing was sent;
- * XCCL_OUT_OF_MEMORY: as many results are alive as the xccl_ep was made for, or memory is short; XCCL_MISMATCH:
- * other ranks are in another call; XCCL_TIMEOUT, XCCL_PEER_LOST, XCCL_PEER_FAILED, XCCL_CLOSED, XCCL_FAILURE. */
+ * XCCL_OUT_OF_MEMORY: as many results are alive as the xccl_ep was made for, or memory is short; nothing was sent,
+ * unless it is the rows received that do not fit: then the communicator is ended; XCCL_MISMATCH: other ranks are in
+ * another call; XCCL_TIMEOUT, XCCL_PEER_LOST, XCCL_PEER_FAILED, XCCL_CLOSED, XCCL_FAILURE. */
 
 /* What a dispatch made: rows for this rank's experts, and the routing that brought them. */
 typedef struct xccl_result xccl_result;
@@ -609,7 +614,7 @@ typedef struct xccl_plan_line {
   const char* shrink;
 } xccl_plan_line;
 
-/* Errors: XCCL_INVALID_ARGUMENT, as of xccl_ep_create(); XCCL_OUT_OF_MEMORY. */
+/* Errors: XCCL_INVALID_ARGUMENT, XCCL_OUT_OF_MEMORY: as of joining and of xccl_ep_create(). */
 xccl_status xccl_plan_create(const xccl_ep_config* config, const xccl_plan_load* load, xccl_plan** plan_out);
 
 /* The lines, valid as long as the plan; `count_out` gets how many. */
