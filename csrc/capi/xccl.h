@@ -372,8 +372,9 @@ typedef struct xccl_view xccl_view;
  * not finish before xccl_view_release(). Errors: the usual. */
 xccl_status xccl_view_borrow(xccl_comm* comm, int source, int tag, double timeout, xccl_view** view_out);
 
-/* The bytes, which must not be written to, and what the message is. Valid until the view is released. For NULL:
- * NULL, and a message of 0 bytes from rank -1. */
+/* The bytes, which must not be written to, and what the message is. Valid until the view is released or its
+ * communicator closed: then the sender may write there, or free it. For NULL: NULL, and a message of 0 bytes from rank
+ * -1. */
 const void* xccl_view_data(const xccl_view* view);
 xccl_message xccl_view_message(const xccl_view* view);
 

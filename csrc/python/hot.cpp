@@ -365,11 +365,11 @@ PyMethodDef methods[] = {
      "Borrows a message where it lies, without copying it.\n\n"
      "    with comm.recv_view(src=0, tag=0, dtype='bfloat16', shape=(128, 7168)) as v:\n"
      "        use(v)                        # a read-only array\n\n"
-     "The sender's array stays in use until the block ends; then the array may show something else and must "
-     "not be\n"
-     "used. A message of an array of `comm.empty`, or a buffered one, is borrowed; any other is received "
-     "into memory\n"
-     "of the view.\n"
+     "The sender's array stays in use until the block ends, or this communicator is closed; then the array "
+     "may show\n"
+     "something else and must not be used. A message of an array of `comm.empty`, or a buffered one, is "
+     "borrowed; any\n"
+     "other is received into memory of the view.\n"
      "The view has src, tag, nbytes and release().\n\n"
      "Raises InvalidArgument if the message is not of that dtype and shape (it stays); else as recv."},
     {"_close_messages", close_messages, METH_NOARGS, "Waits until what was sent needs this rank no more."},

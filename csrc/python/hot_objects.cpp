@@ -161,7 +161,9 @@ PyType_Slot view_slots[] = {
     {Py_tp_getset, view_properties},
     {Py_tp_dealloc, reinterpret_cast<void*>(view_deallocate)},
     {Py_tp_doc,
-     const_cast<char*>("A borrowed message; `with view as array:` releases it at the end of the block.")},
+     const_cast<char*>(
+         "A borrowed message; `with view as array:` releases it at the end of the block. It is valid "
+         "until then, or until its communicator is closed.")},
     {0, nullptr},
 };
 PyType_Spec view_spec = {"xccl.View", sizeof(ViewObject), 0,
