@@ -207,6 +207,34 @@ def test_messages_of_every_kind(ranks):
     ranks.run(talk, 3, joins=False)
 
 
+def half_a_sendrecv(part):
+    """Rank 0 is answered late. Gives what it is told, and how many messages rank 1 finds."""
+    got, info = np.zeros(1 << 20, np.uint8), ffi.new("xccl_message *")
+    with joined(part) as comm:
+        told = []
+        for size in (4, got.size):  # buffered, and not: the second is not sent until rank 1 asks for it
+            if part.rank == 0:
+                arguments = (at(got), size, 1, 1, 1, 2, 0.05, at(got), 4, info)
+                assert lib.xccl_comm_sendrecv(comm, *arguments) == lib.XCCL_TIMEOUT
+                told.append(text(lib.xccl_error_operation()))
+                must(lib.xccl_comm_barrier(comm, DEFAULT))
+            else:
+                must(lib.xccl_comm_barrier(comm, DEFAULT))
+                found = 0
+                while lib.xccl_comm_iprobe(comm, 0, 1, info) == lib.XCCL_OK:
+                    must(lib.xccl_comm_recv(comm, 0, 1, DEFAULT, at(got), got.size, info))
+                    found += 1
+                told.append(found)
+                must(lib.xccl_comm_send(comm, at(got), 4, 0, 2, DEFAULT))
+            if part.rank == 0:
+                must(lib.xccl_comm_recv(comm, 1, 2, DEFAULT, at(got), 4, info))
+        return told
+
+
+def test_a_sendrecv_that_is_late_tells_whether_it_has_sent(ranks):
+    assert ranks.run(half_a_sendrecv, 2, joins=False) == [["sendrecv", "send"], [1, 0]]
+
+
 def lend(part, size):
     with joined(part) as comm:
         if part.rank == 0:

@@ -135,8 +135,8 @@ typedef enum xccl_status {
   XCCL_MISMATCH = 3,
 
   /* The deadline passed. xccl_error_ranks() are alive but late, and the message tells what each is doing. A
-   * message (send, recv, probe, a request) may be waited for again, as if nothing had been; a collective has
-   * ended the communicator. */
+   * message (send, recv, probe, a request) may be waited for again, as if nothing had been, but for what
+   * xccl_comm_sendrecv() says; a collective has ended the communicator. */
   XCCL_TIMEOUT = 4,
 
   /* xccl_error_ranks() died. Close the communicator; start the job again. */
@@ -330,7 +330,8 @@ xccl_status xccl_comm_recv(xccl_comm* comm, int source, int tag, double timeout,
                            uint64_t capacity, xccl_message* message_out);
 
 /* Sends and receives at once, so that nobody waits for the other in a ring. `message_out` (of what was
- * received) may be NULL. Errors: those of the two. */
+ * received) may be NULL. Errors: those of the two. After XCCL_TIMEOUT xccl_error_operation() tells what has been
+ * done: "send": the message has not been sent; "sendrecv": it has, so only receive again. */
 xccl_status xccl_comm_sendrecv(xccl_comm* comm, const void* data, uint64_t bytes, int destination,
                                int send_tag, int source, int recv_tag, double timeout, void* data_out,
                                uint64_t capacity, xccl_message* message_out);

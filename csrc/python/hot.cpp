@@ -353,7 +353,10 @@ PyMethodDef methods[] = {
      "sendrecv($self, array, dst, into, src=ANY_SOURCE, send_tag=0, recv_tag=ANY_TAG, timeout=None)\n--\n\n"
      "Sends `array` and receives into `into` at the same time, so that two ranks may call it for each "
      "other.\n"
-     "Returns the Status of the received message. Errors as for send and recv."},
+     "Returns the Status of the received message.\n\n"
+     "Errors as for send and recv. The `op` of a Timeout tells what has been done: \"send\": the message has "
+     "not been\n"
+     "sent; \"sendrecv\": it has, so only receive again."},
     {"probe", as_method(probe), fast,
      "probe($self, src=ANY_SOURCE, tag=ANY_TAG, timeout=None)\n--\n\n"
      "Waits for a message and returns its Status, without taking it: the next such recv gets it."},
