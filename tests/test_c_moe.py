@@ -50,6 +50,7 @@ def rows_of(result):
         copied(lib.xccl_routing_src_rank(routing), count, np.int32),
         copied(lib.xccl_routing_src_token(routing), count, np.int32),
         copied(lib.xccl_routing_weights(routing), count, np.float32),
+        np.arange(count, dtype=np.int32),  # layout "token" is not in C yet
     )
 
 
@@ -95,7 +96,7 @@ def moe(part, narrow):
         lib.xccl_ep_destroy(ep)
         lib.xccl_result_destroy(again)
         lib.xccl_routing_destroy(kept)
-    told = truth.Rows(rows.x, np.array(counts), rows.src_rank, rows.src_token, rows.weights)
+    told = truth.Rows(rows.x, np.array(counts), rows.src_rank, rows.src_token, rows.weights, rows.index)
     return local, told, y, z, w
 
 
