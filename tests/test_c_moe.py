@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import truth
@@ -44,13 +46,15 @@ def rows_of(result):
     count = lib.xccl_result_row_count(result)
     assert count == lib.xccl_routing_row_count(routing)
     assert lib.xccl_result_counts(result) == lib.xccl_routing_counts(routing)
+    in_x = lib.xccl_result_x_count(result)
+    index = lib.xccl_result_index(result)
     return truth.Rows(
-        copied(lib.xccl_result_x(result), count * SHAPE.hidden, truth.DTYPES["bfloat16"]).reshape(count, -1),
+        copied(lib.xccl_result_x(result), in_x * SHAPE.hidden, truth.DTYPES["bfloat16"]).reshape(in_x, -1),
         lib.xccl_routing_counts(routing),
         copied(lib.xccl_routing_src_rank(routing), count, np.int32),
         copied(lib.xccl_routing_src_token(routing), count, np.int32),
         copied(lib.xccl_routing_weights(routing), count, np.float32),
-        np.arange(count, dtype=np.int32),  # layout "token" is not in C yet
+        np.arange(count, dtype=np.int32) if index == NULL else copied(index, count, np.int32),
     )
 
 
@@ -113,6 +117,32 @@ def test_dispatch_and_combine_give_what_they_must(ranks, narrow):
         assert y.tobytes() == z.tobytes() == truth.combined(mine, SHAPE).tobytes()
         heavy = truth.Batch(mine.x, mine.topk_idx, 2 * mine.topk_weights)
         assert w.tobytes() == truth.combined(heavy, SHAPE).tobytes()
+
+
+def tokens_once(part):
+    batch = batch_of(part.rank, 3)
+    y = np.zeros_like(batch.x)
+    with joined(part) as comm:
+        ep = made("xccl_ep", lib.xccl_ep_create, comm, ep_config(layout=lib.XCCL_LAYOUT_TOKEN))
+        given = at(batch.x), len(batch.x), at(batch.topk_idx), lib.XCCL_INT64
+        weights = as_type("float", batch.topk_weights)
+        d = made("xccl_result", lib.xccl_ep_dispatch, ep, *given, weights, DEFAULT)
+        rows = rows_of(d)
+        results = np.ascontiguousarray(rows.x[rows.index])
+        must(lib.xccl_ep_combine(ep, at(results), d, NULL, DEFAULT, at(y)))
+        lib.xccl_result_destroy(d)
+        lib.xccl_ep_destroy(ep)
+    return rows.x, rows.index, y
+
+
+def test_in_layout_token_each_token_comes_once(ranks):
+    shape = dataclasses.replace(SHAPE, layout="token")
+    batches = [batch_of(rank, 3) for rank in range(3)]
+    for rank, (x, index, y) in enumerate(ranks.run(tokens_once, 3, joins=False)):
+        expected = truth.dispatched(rank, batches, shape)
+        assert x.tobytes() == expected.x.tobytes()
+        assert index.tobytes() == expected.index.tobytes()
+        assert y.tobytes() == truth.combined(batches[rank], shape).tobytes()
 
 
 def destroy_in_a_strange_order(part):

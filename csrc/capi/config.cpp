@@ -34,6 +34,7 @@ xccl_ep_config ep_defaults() noexcept {
   xccl_ep_config config{};
   config.results = 2;
   config.dtype = XCCL_BFLOAT16;
+  config.layout = XCCL_LAYOUT_EXPERT;
   return config;
 }
 
@@ -62,6 +63,7 @@ EpShape shape_of(const xccl_ep_config& config) {
   shape.max_tokens = config.max_tokens;
   shape.topk = config.topk;
   shape.results = config.results;
+  shape.layout = static_cast<RowLayout>(config.layout);
   switch (static_cast<int>(config.dtype)) {
     case XCCL_FLOAT32:
     case XCCL_FLOAT16:

@@ -8,6 +8,8 @@ using namespace xccl::capi;
 static_assert(XCCL_FLOAT32 == static_cast<int>(ElementType::float32) &&
               XCCL_FLOAT16 == static_cast<int>(ElementType::float16) &&
               XCCL_BFLOAT16 == static_cast<int>(ElementType::bfloat16));
+static_assert(XCCL_LAYOUT_EXPERT == static_cast<int>(RowLayout::expert) &&
+              XCCL_LAYOUT_TOKEN == static_cast<int>(RowLayout::token));
 
 namespace {
 

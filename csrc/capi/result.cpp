@@ -12,6 +12,15 @@ int64_t xccl_result_row_count(const xccl_result* result) {
   return result ? xccl_routing_row_count(&result->routing) : 0;
 }
 
+int64_t xccl_result_x_count(const xccl_result* result) {
+  return result ? static_cast<int64_t>(result->dispatched->x_rows()) : 0;
+}
+
+const int32_t* xccl_result_index(const xccl_result* result) {
+  if (!result || result->dispatched->routing->token_row.empty()) return nullptr;
+  return result->dispatched->routing->token_row.data();
+}
+
 const int64_t* xccl_result_counts(const xccl_result* result) {
   return result ? xccl_routing_counts(&result->routing) : nullptr;
 }

@@ -453,6 +453,11 @@ xccl_status xccl_comm_reduce_scatter_v(xccl_comm* comm, const void* mine, const 
 
 typedef struct xccl_ep xccl_ep;
 
+/* What xccl_result_x() holds: a row for each token and expert, expert by expert, ready for a grouped GEMM; or each
+ * token once, and in xccl_result_index() which of them each row is of: a quarter of the bytes and less, for kernels
+ * that gather. Results go back expert by expert in both. */
+typedef enum xccl_row_layout { XCCL_LAYOUT_EXPERT = 1, XCCL_LAYOUT_TOKEN = 2 } xccl_row_layout;
+
 /* Its shape: the same on all ranks. Make one with xccl_ep_config_init(), then fill in the first four numbers.
  * size         of this struct, as the program knows it; set by xccl_ep_config_init().
  * num_experts  in total, over all ranks.
@@ -461,7 +466,8 @@ typedef struct xccl_ep xccl_ep;
  *              token to one rank; memory is taken for what happens. See xccl_plan.
  * topk         experts per token.
  * results      how many results of dispatch may be alive at once; 2 by default.
- * dtype        of rows: XCCL_FLOAT32, XCCL_FLOAT16 or XCCL_BFLOAT16, which is the default. */
+ * dtype        of rows: XCCL_FLOAT32, XCCL_FLOAT16 or XCCL_BFLOAT16, which is the default.
+ * layout       of what a dispatch brings; XCCL_LAYOUT_EXPERT by default. */
 typedef struct xccl_ep_config {
   size_t size;
   int64_t num_experts;
@@ -470,6 +476,7 @@ typedef struct xccl_ep_config {
   int64_t topk;
   int64_t results;
   xccl_dtype dtype;
+  xccl_row_layout layout;
 } xccl_ep_config;
 
 /* Fills in the defaults. `size` is sizeof(xccl_ep_config). */
@@ -530,12 +537,17 @@ xccl_status xccl_ep_dispatch_again(xccl_ep* ep, const void* x, int64_t tokens, c
                                    double timeout, xccl_result** result_out);
 
 /* The rows that came: (rows, hidden), in the order (local expert, source rank, source token). Writable, so
- * experts may work in place. Valid until the result is released. NULL once it is;
- * where there are no rows it may be NULL too. */
+ * experts may work in place. In XCCL_LAYOUT_TOKEN the tokens that came, each once, in the order (source rank, source
+ * token). Valid until the result is released. NULL once it is; where there are no rows it may be NULL too. */
 void* xccl_result_x(const xccl_result* result);
 
-/* How many rows. */
+/* How many rows: of results in any layout; and of xccl_result_x(), which differs only in XCCL_LAYOUT_TOKEN. */
 int64_t xccl_result_row_count(const xccl_result* result);
+int64_t xccl_result_x_count(const xccl_result* result);
+
+/* In XCCL_LAYOUT_TOKEN: for each row, where its token lies in xccl_result_x(). Else NULL. Valid until the result is
+ * destroyed. */
+const int32_t* xccl_result_index(const xccl_result* result);
 
 /* Rows of each local expert, in the order of xccl_ep_local_experts(). Valid until the result is destroyed. */
 const int64_t* xccl_result_counts(const xccl_result* result);
@@ -547,8 +559,8 @@ const int64_t* xccl_result_counts(const xccl_result* result);
 xccl_status xccl_result_output_buffer(xccl_result* result, double timeout, void** buffer_out);
 
 /* Brings the experts' results back and sums them, weighted, for each token. Collective; one synchronisation.
- * rows     (rows, hidden): the result for each row of xccl_result_x(). That memory itself, and the output
- *          buffer, are not copied; other ranks may read them until the next dispatch, combine or
+ * rows     (rows, hidden): the result for each token and expert, expert by expert. The output buffer and, but in
+ *          XCCL_LAYOUT_TOKEN, xccl_result_x() itself are not copied; other ranks may read them until the next dispatch, combine or
  *          xccl_result_output_buffer() here returns, so write to them again only after that.
  * weights  (tokens, topk) float instead of those given to dispatch; may be NULL.
  * y_out    (tokens, hidden), in the order of the tokens given to dispatch; zeros for a token without experts.
