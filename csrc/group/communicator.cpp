@@ -96,11 +96,14 @@ void Communicator::connect(const std::vector<Card>& cards, uint64_t id) {
   board_->finish(0);
 }
 
+uint64_t Communicator::seat_word(int member, uint64_t offset) {
+  return world_->provider().fetch(group_.controls[static_cast<size_t>(member)],
+                                  blocks_[static_cast<size_t>(member)] + offset);
+}
+
 RankState Communicator::state(int member) {
   if (world_->state(job_rank(member)) == RankState::closed) return RankState::closed;
-  return static_cast<RankState>(
-      world_->provider().fetch(group_.controls[static_cast<size_t>(member)],
-                               blocks_[static_cast<size_t>(member)] + offsetof(Seat, state)));
+  return static_cast<RankState>(seat_word(member, offsetof(Seat, state)));
 }
 
 void Communicator::set_engine(Engine* engine) {

@@ -87,6 +87,14 @@ class Communicator : public Vigil {
   // Of the communicator's own collectives: the board, dissemination words and scratch (collective/).
   Board& board() { return *board_; }
   uint64_t barrier_word(int member, int round) const;
+  // This rank has come to the barrier of this number; has the member?
+  void come_to_barrier(uint64_t seq) {
+    // Relaxed: who looks because this rank has closed sees it by the release of that; for others it is a hint.
+    seat().barrier.store(seq, std::memory_order_relaxed);
+  }
+  bool has_come_to_barrier(int member, uint64_t seq) {
+    return seat_word(member, offsetof(Seat, barrier)) >= seq;
+  }
   Scratch& scratch() { return scratch_; }
   const RemoteRegion& peer_scratch(int member);
   uint64_t& collective_seq() { return collective_seq_; }
@@ -189,9 +197,6 @@ class Communicator : public Vigil {
   void retire(uint64_t id, uint64_t lines_offset, uint64_t lines_bytes);
   void free_retired(uint64_t all_closed_before);
 
-  // Whether the member shows that it is, or has been, in this very operation: for messages about late ranks.
-  bool reached(int member, const Operation& op) { return world_->reached(job_rank(member), op.name, op.seq); }
-
   // Called at the end of every operation that pulled: PeerLost or PeerFailed unless what was pulled can be trusted.
   void require_trust();
 
@@ -218,6 +223,7 @@ class Communicator : public Vigil {
   Communicator(std::shared_ptr<World> world, AnnexBytes annex, std::shared_ptr<Communicator> parent);
 
   Seat& seat() { return *reinterpret_cast<Seat*>(world_->own_control() + block_); }
+  uint64_t seat_word(int member, uint64_t offset);
   RankState state(int member);
   void prepare(const std::vector<int>& members);
   void begin(const Operation& op);

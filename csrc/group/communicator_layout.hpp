@@ -1,6 +1,7 @@
 // The lines that a communicator has in the control segment of every member, one block, cut alike everywhere:
 //
-//   seat      doorbell and state     written by the owner of the segment; the doorbell rung by anybody
+//   seat      doorbell, state, how far it has come in barriers   written by the owner of the segment; the doorbell rung
+//             by anybody
 //   barrier   32 words, a line each  one writer each (collective/barrier.cpp)
 //   board     records, progress      sync/board.hpp
 //   annex     of the layer above     p2p/channel_layout.hpp
@@ -19,8 +20,11 @@ struct alignas(cache_line) Seat {
   uint32_t unused;
   std::atomic<uint64_t>
       state;  // RankState of the member in this communicator; release: all it published is before
+  // The latest barrier that the member has come to. A line of its own: others read the doorbell with every signal, and
+  // this word only when somebody is late.
+  alignas(cache_line) std::atomic<uint64_t> barrier;
 };
-static_assert(sizeof(Seat) == cache_line);
+static_assert(sizeof(Seat) == 2 * cache_line);
 
 constexpr int most_barrier_rounds = 32;  // 2^32 ranks
 

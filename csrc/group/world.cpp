@@ -274,13 +274,6 @@ void World::leave() {
   status().since_ns.store(now_ns(), std::memory_order_relaxed);
 }
 
-bool World::reached(int rank, const char* op, uint64_t seq) {
-  PackedName name;
-  name.words[0] = status_word(rank, offsetof(StatusLine, op));
-  name.words[1] = status_word(rank, offsetof(StatusLine, op) + 8);
-  return name == PackedName(op) && status_word(rank, offsetof(StatusLine, seq)) >= seq;
-}
-
 std::string World::whereabouts(int rank) {
   if (flag(rank) == PeerFlag::dead) return "dead";
   if (state(rank) == RankState::closed) return "closed";

@@ -71,8 +71,6 @@ class World {
   // Shows the others what this rank is doing.
   void enter(const char* op, uint64_t seq);
   void leave();
-  // Whether a rank shows that it is in call `seq` of the operation, or was the last time it was in any.
-  bool reached(int rank, const char* op, uint64_t seq);
   // "alive, in dispatch #4 for 2.1 s": where a rank is, from what it shows.
   std::string whereabouts(int rank);
 

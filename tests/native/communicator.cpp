@@ -8,6 +8,7 @@
 #include "check.hpp"
 #include "collective/all_gather.hpp"
 #include "collective/barrier.hpp"
+#include "collective/split.hpp"
 
 using namespace xccl;
 
@@ -114,6 +115,41 @@ TEST("waiting for a rank that has closed ends with Closed") {
     const Error error = CHECK_THROWS(barrier(comm), Status::Closed);
     CHECK(error.ranks == std::vector<int>{1});
   });
+}
+
+TEST("who has closed a sub-group without coming to its barrier ends it, whatever else it has done meanwhile") {
+  std::atomic<bool> told{false};
+  test::on_ranks(2, test::local_config(true), [&](Communicator& comm, const auto& whole) {
+    const auto sub = split(whole, 0, 0);
+    for (int i = 0; i < 5; ++i) barrier(comm);  // of the same name, and of a higher number
+    if (comm.rank() == 0) {
+      sub->close();
+      while (!told.load()) std::this_thread::yield();
+    } else {
+      CHECK(CHECK_THROWS(barrier(*sub, 5), Status::Closed).ranks == std::vector<int>{0});
+      told = true;
+    }
+  });
+}
+
+namespace {
+thread_local bool slow_in_barriers = false;
+}
+
+TEST("who has come to a sub-group's barrier may close it, and do other things, before the others are through") {
+  test_point_hook = [](const char* name) {
+    if (slow_in_barriers && name == std::string("barrier.signalled"))
+      std::this_thread::sleep_for(std::chrono::milliseconds(300));
+  };
+  test::on_ranks(3, test::local_config(true), [](Communicator& comm, const auto& whole) {
+    const auto sub = split(whole, 0, 0);
+    slow_in_barriers = comm.rank() == 2;  // rank 0 is through after its first signal, rank 1 needs its second
+    barrier(*sub);
+    sub->close();
+    char mine = 0, all[3];
+    all_gather(comm, &mine, all, 1);
+  });
+  test_point_hook = nullptr;
 }
 
 TEST("two threads in one communicator are told apart") {
