@@ -150,14 +150,8 @@ void Communicator::require_usable() const {
 
 void Communicator::begin(const Operation& op) {
   // First: a call that is refused must not look to the others as if this rank had come to it.
-  require_usable();
+  require_fine(op.name, op.seq);
   world_->enter(op.name, op.seq);
-  try {
-    require_fine(op.name, op.seq);
-  } catch (...) {
-    world_->leave();
-    throw;
-  }
 }
 
 void Communicator::require_fine(const char* op, uint64_t seq) {

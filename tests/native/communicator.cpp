@@ -92,6 +92,20 @@ TEST("a rank that gives up tells the others why") {
   });
 }
 
+TEST("a call that is refused does not show") {
+  std::atomic<bool> gone{false};
+  test::on_ranks(2, test::local_config(true), [&](Communicator& comm, const auto&) {
+    if (comm.rank() == 1) {
+      comm.abort("out of patience");
+      gone = true;
+      return;
+    }
+    while (!gone.load()) std::this_thread::yield();
+    CHECK_THROWS(barrier(comm), Status::PeerFailed);
+    CHECK(comm.world().whereabouts(0) == "alive, in no XCCL call yet");
+  });
+}
+
 TEST("a communicator that is forgotten ends like one that is closed, without harm to those still in a call") {
   for (int repeat = 0; repeat < 50; ++repeat) {
     std::vector<std::thread> ranks;
