@@ -166,6 +166,8 @@ void Communicator::require_fine(const char* op, uint64_t seq) {
 }
 
 void Communicator::leave_by(const Error& error, const Operation& op) {
+  // What it was pulling goes where the caller said, and that memory is the caller's again once the call has ended.
+  world_->provider().quiet();
   world_->leave();
   if (op.published()) end(error);
 }

@@ -8,8 +8,10 @@
 #include "collective/all_gather.hpp"
 #include "collective/all_reduce.hpp"
 #include "collective/all_to_all.hpp"
+#include "collective/barrier.hpp"
 #include "collective/broadcast.hpp"
 #include "collective/reduce_scatter.hpp"
+#include "collective/split.hpp"
 
 using namespace xccl;
 
@@ -380,6 +382,22 @@ TEST("ranks that call different things are told, on every side, what differs and
           CHECK(error.message.find("rank " + std::to_string(comm.rank()) + " ") != std::string::npos);
           CHECK_THROWS(one.usual(comm), Status::Mismatch);  // the first cause, again
         });
+}
+
+TEST("a call that ends by an error writes nothing any more") {
+  for (const bool direct : {true, false})
+    test::on_ranks(3, test::local_config(direct), [](Communicator& comm, const auto& whole) {
+      const auto sub = split(whole, 0, 0);
+      // Rank 0 pulls from rank 1 before it sees that rank 2 disagrees.
+      const std::string mine(1000, 'm');
+      std::string all(3000, '?');
+      CHECK_THROWS(all_gather(*sub, mine.data(), all.data(), comm.rank() == 2 ? 500 : 1000),
+                   Status::Mismatch);
+      all.assign(3000, '?');
+      barrier(comm);  // what is postponed happens now at the latest
+      CHECK(all == std::string(3000, '?'));
+      sub->close();
+    });
 }
 
 TEST("collectives of every kind follow each other without a barrier") {
