@@ -41,10 +41,14 @@ def many_splits(comm):
     before = None
     for i in range(60):
         sub = comm.split(comm.rank // 2)
+        nested = sub.split(0)
+        ep = xccl.ExpertParallel(sub, 4, 8, 4, 2, dtype="float32")
         sub.barrier()
         sub.send(np.arange(500), sub.rank)
         sub.recv(np.empty(500, np.int64))
-        sub.close()
+        parts = [nested, ep, sub]
+        for part in parts[i % 2 :] + parts[: i % 2]:  # inside out, or the one nested last
+            part.close()
         comm.barrier()
         if i == 10:
             before = comm.committed_bytes

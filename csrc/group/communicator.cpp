@@ -46,9 +46,10 @@ Communicator::~Communicator() {
   // A communicator that Python forgot ends like a closed one, without waiting. A rank that is gone in the middle of a
   // call is known by its process.
   if (closed_ || world_->forked()) return;
-  seat().state.store(static_cast<uint64_t>(RankState::closed), std::memory_order_release);
-  if (parent_ && id_) parent_->retire(id_, block_, layout_->bytes);
-  world_->close_one();
+  if (board_)
+    leave_world(false);
+  else
+    world_->close_one();  // it never was one: perhaps there was no room for its lines
 }
 
 void Communicator::prepare(const std::vector<int>& members) {
@@ -266,20 +267,29 @@ void Communicator::open(uint64_t id) {
 
 uint64_t Communicator::oldest_open() const {
   const std::lock_guard lock(objects_mutex_);
-  return open_objects_.empty() ? UINT64_MAX : *open_objects_.begin();
+  return *open_objects_.begin();
 }
 
-void Communicator::retire(uint64_t id, uint64_t lines_offset, uint64_t lines_bytes) {
-  const std::lock_guard lock(objects_mutex_);
-  open_objects_.erase(id);
-  retired_[id] = {lines_offset, lines_bytes};
+// A sub-communicator is closed for its parent when all that was made on it is closed too. Nobody makes anything on it
+// any more by which to learn that all have closed that: so its lines go with its own, all at once.
+void Communicator::retire(uint64_t id, const std::vector<Lines>& lines) {
+  std::vector<Lines> all;
+  {
+    const std::lock_guard lock(objects_mutex_);
+    open_objects_.erase(id);
+    retired_[id] = lines;
+    if (!open_objects_.empty() || !id_) return;
+    for (const auto& [_, some] : retired_) all.insert(all.end(), some.begin(), some.end());
+    retired_.clear();
+  }
+  parent_->retire(id_, all);
 }
 
 void Communicator::free_retired(uint64_t all_closed_before) {
   const std::lock_guard lock(objects_mutex_);
   for (auto entry = retired_.begin(); entry != retired_.end() && entry->first < all_closed_before;
        entry = retired_.erase(entry))
-    world_->free_lines(entry->second.offset, entry->second.bytes);
+    for (const Lines& lines : entry->second) world_->free_lines(lines.offset, lines.bytes);
 }
 
 void Communicator::raise_timeout(const Operation& op, const std::vector<bool>& done, int awaited) {
@@ -305,7 +315,7 @@ void Communicator::close() {
   if (closed_) return;
   const Hold hold(*this, "close");
   closed_ = true;
-  if (world_->forked() || group_.controls.empty()) return;
+  if (world_->forked()) return;
   struct AtLast {  // also when Ctrl-C ends the wait
     Communicator& comm;
     bool all_passed = false;
@@ -327,7 +337,7 @@ void Communicator::leave_world(bool scratch_is_free) {
   // release: everything this rank published before is there for who sees that it closed.
   seat().state.store(static_cast<uint64_t>(RankState::closed), std::memory_order_release);
   if (scratch_is_free) world_->provider().free(scratch_.region());
-  if (parent_) parent_->retire(id_, block_, layout_->bytes);
+  retire(itself, {{block_, layout_->bytes}});
   world_->close_one();
 }
 

@@ -189,12 +189,15 @@ class Communicator : public Vigil {
     return world_->flag(job_rank(member)) == PeerFlag::fine && state(member) == RankState::running;
   }
 
-  // --- Objects made collectively on this communicator (moe/), with growing ids, alike on all members ---
+  // --- Objects made collectively on this communicator (moe/, sub-groups), with growing ids, alike on all members ---
   // Their lines in control segments are freed when all members have closed them, which is learnt when the next
   // object is made: until then a member that has not closed its own might still write there.
+  struct Lines {
+    uint64_t offset, bytes;
+  };
   void open(uint64_t id);
   uint64_t oldest_open() const;  // UINT64_MAX: none is
-  void retire(uint64_t id, uint64_t lines_offset, uint64_t lines_bytes);
+  void retire(uint64_t id, const std::vector<Lines>& lines);
   void free_retired(uint64_t all_closed_before);
 
   // Called at the end of every operation that pulled: PeerLost or PeerFailed unless what was pulled can be trusted.
@@ -255,12 +258,10 @@ class Communicator : public Vigil {
   std::vector<std::optional<RemoteRegion>> peer_scratch_;  // attached on first use
   std::optional<Board> board_;
   uint64_t collective_seq_ = 0, barrier_seq_ = 0;
-  struct Retired {
-    uint64_t offset, bytes;
-  };
-  mutable std::mutex objects_mutex_;  // Python may collect a forgotten object in any thread
-  std::set<uint64_t> open_objects_;
-  std::map<uint64_t, Retired> retired_;  // closed here, perhaps not everywhere
+  static constexpr uint64_t itself = UINT64_MAX;  // an object of its own as well, the youngest
+  mutable std::mutex objects_mutex_;              // Python may collect a forgotten object in any thread
+  std::set<uint64_t> open_objects_{itself};
+  std::map<uint64_t, std::vector<Lines>> retired_;  // closed here, perhaps not everywhere
   std::atomic_flag busy_ = ATOMIC_FLAG_INIT;
   std::function<bool(int)> done_;  // during a wait: which members have done their part
   std::optional<Error> broken_;    // the first cause
