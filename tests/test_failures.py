@@ -324,6 +324,29 @@ def test_a_death_between_calls_shows_in_the_next_call(processes, tmp_path):
         assert outcome.value.ranks == [0]
 
 
+def die_after_a_failure(comm, folder):
+    sub = comm.split(0)
+    if comm.rank == 2:
+        sub.abort("enough")
+    failure = error_of(sub.barrier)
+    comm.barrier()
+    mark(folder, f"ready-{comm.rank}")
+    if comm.rank == 2:
+        return error_of(barriers_for_ever, comm)
+    wait_until(lambda: marked(folder, "killed"), "a rank has been killed")
+    return failure, error_of(barriers_for_ever, comm), error_of(sub.barrier)
+
+
+def test_a_rank_that_has_failed_in_a_sub_group_can_still_die(processes, tmp_path):
+    outcomes = processes.outcomes(die_after_a_failure, 3, tmp_path, meanwhile=killer(tmp_path, 3, 2, {}))
+    for outcome in outcomes[:2]:
+        assert outcome.fine, outcome.trace
+        failure, death, refusal = outcome.value
+        assert type(failure) is type(refusal) is xccl.PeerFailed
+        assert type(death) is xccl.PeerLost
+        assert death.ranks == [2]
+
+
 def forget_to_close(part, folder):
     """A communicator that goes away without close() ends like one that was closed."""
     comm = part.init()

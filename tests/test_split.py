@@ -6,6 +6,7 @@ Their collectives are compared with numpy in test_collectives.py.
 from __future__ import annotations
 
 import numpy as np
+from ranks import error_of
 
 import xccl
 
@@ -35,6 +36,30 @@ def test_sub_groups_have_ranks_by_key_and_work_by_themselves(ranks):
         assert left == expected[(expected.index(rank) - 1) % len(expected)]
         assert alone == (rank == 0)
         assert same
+
+
+def fail_in_one_of_several(comm):
+    first, second = comm.split(0), comm.split(0)
+    causes = []
+    for sub, culprit in (first, 0), (second, 1):
+        comm.barrier()
+        if comm.rank == culprit:
+            sub.abort(f"rank {culprit} has enough")
+        causes.append(error_of(sub.barrier))
+        # The communicator it was split from goes on, and so does the next one.
+        assert comm.all_gather(np.array([comm.rank])).ravel().tolist() == list(range(comm.size))
+    third = comm.split(0)
+    third.barrier()
+    return causes, [error_of(sub.barrier) for sub in (first, second)]
+
+
+def test_a_failure_ends_the_sub_group_in_which_it_happened_and_no_other(ranks):
+    for rank, outcomes in enumerate(ranks.run(fail_in_one_of_several, 3)):
+        for errors in outcomes:
+            for culprit, error in enumerate(errors):
+                assert f"rank {culprit} has enough" in str(error)
+                assert type(error) is (xccl.Error if rank == culprit else xccl.PeerFailed)
+                assert error.ranks == ([] if rank == culprit else [culprit])
 
 
 def many_splits(comm):

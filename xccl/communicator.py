@@ -178,7 +178,8 @@ class Communicator(_core.Messages, Collectives):
 
         Collective on this communicator. `color` is 0 or more; -1 puts this rank in no group and returns None. The new
         communicator has collectives, messages and ExpertParallel objects of its own, which go on at the same time as
-        those of others. Close it like any other. Errors name ranks by their number in the job.
+        those of others. An error ends the communicator in which it happened, and no other. Errors name ranks by their
+        number in the job. Close it like any other.
         """
         native = self._native.split(whole("color", color), whole("key", key), deadline(timeout))
         return None if native is None else Communicator(native)

@@ -102,9 +102,21 @@ uint64_t Communicator::seat_word(int member, uint64_t offset) {
                                   blocks_[static_cast<size_t>(member)] + offset);
 }
 
-RankState Communicator::state(int member) {
-  if (world_->state(job_rank(member)) == RankState::closed) return RankState::closed;
-  return static_cast<RankState>(seat_word(member, offsetof(Seat, state)));
+void Communicator::announce_failure(const std::string& why) {
+  auto& failure = *reinterpret_cast<FailureText*>(world_->own_control() + block_ + layout_->failure);
+  failure.length = std::min(why.size(), sizeof failure.text);
+  std::memcpy(failure.text, why.data(), failure.length);
+  // release: publishes the text. Those who are told next find it here.
+  seat().state.store(static_cast<uint64_t>(RankState::failed), std::memory_order_release);
+  world_->announce_failure();
+}
+
+std::string Communicator::failure_text(int member) {
+  FailureText failure{};
+  const Transfer transfer{&failure, blocks_[static_cast<size_t>(member)] + layout_->failure, sizeof failure};
+  world_->provider().get(group_.controls[static_cast<size_t>(member)], &transfer, 1);
+  world_->provider().quiet();
+  return std::string(failure.text, std::min<uint64_t>(failure.length, sizeof failure.text));
 }
 
 void Communicator::set_engine(Engine* engine) {
@@ -192,7 +204,7 @@ void Communicator::end(const Error& cause) {
     case Status::Closed:    // and who needs a rank that has closed finds out by itself
       return;
     default:
-      world_->announce_failure(cause.what());
+      announce_failure(cause.what());
   }
 }
 
@@ -208,16 +220,21 @@ void Communicator::alarmed() {
 
 void Communicator::raise_if_member_down() {
   std::vector<int> dead, failed;
-  for (const int rank : members_) {
-    if (rank == world_->rank()) continue;
-    if (world_->flag(rank) == PeerFlag::dead) dead.push_back(rank);
-    if (world_->flag(rank) == PeerFlag::failed) failed.push_back(rank);
+  std::string why;  // of the first that failed
+  for (int member = 0; member < size(); ++member) {
+    const int rank = job_rank(member);
+    if (member == this->rank() || world_->flag(rank) == PeerFlag::fine) continue;
+    if (state(member) == RankState::failed) {
+      if (failed.empty()) why = failure_text(member);
+      failed.push_back(rank);
+    } else if (world_->flag(rank) == PeerFlag::dead) {
+      dead.push_back(rank);
+    }
   }
   if (!dead.empty())
     throw Error(Status::PeerLost, text(rank_list(dead), dead.size() == 1 ? " has died" : " have died"), dead);
   if (!failed.empty())
-    throw Error(Status::PeerFailed, text(rank_list(failed), " failed: ", world_->failure_text(failed[0])),
-                failed);
+    throw Error(Status::PeerFailed, text(rank_list(failed), " failed: ", why), failed);
 }
 
 void Communicator::keep(int for_rank, bool (*ready)(void*), void* context) {
@@ -335,7 +352,8 @@ void Communicator::close() {
 
 void Communicator::leave_world(bool scratch_is_free) {
   // release: everything this rank published before is there for who sees that it closed.
-  seat().state.store(static_cast<uint64_t>(RankState::closed), std::memory_order_release);
+  if (state(rank()) != RankState::failed)
+    seat().state.store(static_cast<uint64_t>(RankState::closed), std::memory_order_release);
   if (scratch_is_free) world_->provider().free(scratch_.region());
   retire(itself, {{block_, layout_->bytes}});
   world_->close_one();

@@ -184,9 +184,9 @@ class Communicator : public Vigil {
     const auto done = [&](int other) { return ready(other) || !running(other); };
     if (!poll_remote(op, [&] { return done(member); })) raise_timeout(op, collect(done), member);
   }
-  // Neither closed nor dead, as far as it shows.
+  // Neither closed nor failed nor dead, as far as it shows.
   bool running(int member) {
-    return world_->flag(job_rank(member)) == PeerFlag::fine && state(member) == RankState::running;
+    return world_->flag(job_rank(member)) != PeerFlag::dead && state(member) == RankState::running;
   }
 
   // --- Objects made collectively on this communicator (moe/, sub-groups), with growing ids, alike on all members ---
@@ -227,7 +227,9 @@ class Communicator : public Vigil {
 
   Seat& seat() { return *reinterpret_cast<Seat*>(world_->own_control() + block_); }
   uint64_t seat_word(int member, uint64_t offset);
-  RankState state(int member);
+  RankState state(int member) { return static_cast<RankState>(seat_word(member, offsetof(Seat, state))); }
+  void announce_failure(const std::string& why);
+  std::string failure_text(int member);
   void prepare(const std::vector<int>& members);
   void begin(const Operation& op);
   void leave_by(const Error& error, const Operation& op);

@@ -1,7 +1,7 @@
 // Who has died: a process is known by a pidfd that it opened on itself and passed to the others, so it is the
 // right one across PID namespaces and when a forked child survives its parent.
 // Used by group/world.cpp. Ranks that are threads have none: they end with
-// the process, and one that fails says so itself (World::announce_failure).
+// the process, and one that fails says so itself (Communicator::abort).
 #pragma once
 
 #include <vector>

@@ -201,7 +201,7 @@ bool World::anybody_down() const {
 
 void World::look() {
   for (const int rank : liveness_.ended())
-    if (rank != spec_.rank && flag(rank) == PeerFlag::fine && state(rank) != RankState::closed)
+    if (rank != spec_.rank && flag(rank) != PeerFlag::dead && state(rank) != RankState::closed)
       announce_death(rank);
 }
 
@@ -221,23 +221,6 @@ void World::announce(int about, PeerFlag flag) {
 void World::announce_death(int rank) {
   know(rank, PeerFlag::dead);
   announce(rank, PeerFlag::dead);
-}
-
-void World::announce_failure(const std::string& why) {
-  if (flag(spec_.rank) != PeerFlag::fine) return;
-  know(spec_.rank, PeerFlag::failed);
-  FailureText& failure = fixed().failure;
-  failure.length = std::min(why.size(), sizeof failure.text);
-  std::memcpy(failure.text, why.data(), failure.length);
-  announce(spec_.rank, PeerFlag::failed);  // its signals publish the text
-}
-
-std::string World::failure_text(int rank) {
-  FailureText failure{};
-  const Transfer transfer{&failure, failure_offset, sizeof failure};
-  provider_->get(control(rank), &transfer, 1);
-  provider_->quiet();
-  return std::string(failure.text, std::min<uint64_t>(failure.length, sizeof failure.text));
 }
 
 namespace {

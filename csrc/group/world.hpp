@@ -47,22 +47,22 @@ class World {
   void free_lines(uint64_t offset, uint64_t bytes);
 
   // --- Deaths and failures ---
-  // Any rank but this one that is known to have died or failed.
+  // Any rank but this one that is known to have died, or to have failed in any communicator.
   bool anybody_down() const;
   PeerFlag flag(int rank) const { return known_[static_cast<size_t>(rank)].load(std::memory_order_relaxed); }
   // Takes in what others have announced since the last look.
   void hear();
-  // Whether nobody has announced a death or a failure until now. What the caller has read before stays before.
+  // Whether nobody has announced a death, or a failure in any communicator, until now. What the caller has read before
+  // stays before.
   bool all_fine();
   // Looks at the processes themselves, and announces the dead.
   void look();
   RankState state(int rank);
-  // This rank failed for the reason given: everybody is told.
-  void announce_failure(const std::string& why);
+  // This rank has failed in a communicator, whose seat says so already: everybody is told to look.
+  void announce_failure() { announce(spec_.rank, PeerFlag::failed); }
   void announce_death(int rank);
   // Passes on what is known of a rank, so that all know it before this rank's call returns.
   void relay(int rank) { announce(rank, flag(rank)); }
-  std::string failure_text(int rank);
 
   // --- What goes on inside all calls (engine.hpp) ---
   void add_engine(Engine* engine);

@@ -4,8 +4,7 @@
 //   offset 0     header      who and how large; written once by the owner, `ready` last
 //         64     bell        doorbell, and on the next line the alarm; written by anybody
 //        192     status      what the owner is doing; written by the owner, read by peers and from outside
-//        256     failure     the text of the owner's error; written once by the owner
-//        768     peer flags  one word per rank: dead, failed; set by anybody who knows, never cleared
+//        256     peer flags  one word per rank: dead, failed; set by anybody who knows, never cleared
 //        ...     lines       records and barrier words, each written by one peer (allocated at run time)
 #pragma once
 
@@ -44,7 +43,8 @@ struct alignas(cache_line) Bell {
   alignas(cache_line) std::atomic<uint64_t> alarm;  // byte 64
 };
 
-enum class RankState : uint64_t { running = 1, closed = 2 };
+// Of a rank, or of a member of a communicator (group/communicator_layout.hpp): only there `failed`, which is final.
+enum class RankState : uint64_t { running = 1, closed = 2, failed = 3 };
 
 // Relaxed stores by the owner; readers want a hint for a message, except `state`, which is stored with release.
 struct alignas(cache_line) StatusLine {
@@ -56,31 +56,25 @@ struct alignas(cache_line) StatusLine {
   std::atomic<uint64_t> waiting_for;  // 1 + rank looked at, 0: nobody
 };
 
-struct alignas(cache_line) FailureText {
-  uint64_t length;
-  char text[504];  // read by peers only after they saw this rank's `failed` flag, whose signal published it
-};
-
+// failed: in one communicator at least; its seats tell in which. dead: wherever it had not failed before.
 enum class PeerFlag : uint64_t { fine = 0, failed = 1, dead = 2 };
 
 struct ControlFixed {
   ControlHeader header;
   Bell bell;
   StatusLine status;
-  FailureText failure;
 };
 
 constexpr uint64_t bell_offset = offsetof(ControlFixed, bell);
 constexpr uint64_t doorbell_offset = bell_offset + offsetof(Bell, doorbell);
 constexpr uint64_t alarm_offset = bell_offset + offsetof(Bell, alarm);
 constexpr uint64_t status_offset = offsetof(ControlFixed, status);
-constexpr uint64_t failure_offset = offsetof(ControlFixed, failure);
 constexpr uint64_t peer_flags_offset = sizeof(ControlFixed);
 
 constexpr uint64_t peer_flag_offset(int rank) { return peer_flags_offset + 8 * static_cast<uint64_t>(rank); }
 
 static_assert(sizeof(ControlHeader) == 64 && sizeof(Bell) == 128 && sizeof(StatusLine) == 64);
-static_assert(bell_offset == 64 && status_offset == 192 && failure_offset == 256 && peer_flags_offset == 768);
+static_assert(bell_offset == 64 && status_offset == 192 && peer_flags_offset == 256);
 static_assert(std::is_standard_layout_v<ControlFixed>);
 static_assert(std::atomic<uint64_t>::is_always_lock_free && std::atomic<uint32_t>::is_always_lock_free);
 

@@ -131,7 +131,8 @@ TEST("waiting for a rank that has closed ends with Closed") {
   });
 }
 
-TEST("who has closed a sub-group without coming to its barrier ends it, whatever else it has done meanwhile") {
+TEST(
+    "who has closed a sub-group without coming to its barrier ends it, whatever else it has done meanwhile") {
   std::atomic<bool> told{false};
   test::on_ranks(2, test::local_config(true), [&](Communicator& comm, const auto& whole) {
     const auto sub = split(whole, 0, 0);
@@ -150,7 +151,9 @@ namespace {
 thread_local bool slow_in_barriers = false;
 }
 
-TEST("who has come to a sub-group's barrier may close it, and do other things, before the others are through") {
+TEST(
+    "who has come to a sub-group's barrier may close it, and do other things, before the others are "
+    "through") {
   test_point_hook = [](const char* name) {
     if (slow_in_barriers && name == std::string("barrier.signalled"))
       std::this_thread::sleep_for(std::chrono::milliseconds(300));
