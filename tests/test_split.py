@@ -82,3 +82,18 @@ def many_splits(comm):
 
 def test_sub_groups_give_back_what_they_took(ranks):
     assert max(ranks.run(many_splits, 3)) <= 1 << 20
+
+
+def many_forgotten_splits(comm):
+    before = None
+    for i in range(20):
+        sub = comm.split(0)
+        sub.all_gather(np.zeros(100_000, np.uint8))
+        del sub  # others may still be reading what this rank gave them
+        if i == 10:
+            before = comm.committed_bytes
+    return comm.committed_bytes - before
+
+
+def test_a_sub_group_that_is_forgotten_gives_back_what_it_took(ranks):
+    assert max(ranks.run(many_forgotten_splits, 3)) <= 1 << 20

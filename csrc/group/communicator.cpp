@@ -233,8 +233,7 @@ void Communicator::raise_if_member_down() {
   }
   if (!dead.empty())
     throw Error(Status::PeerLost, text(rank_list(dead), dead.size() == 1 ? " has died" : " have died"), dead);
-  if (!failed.empty())
-    throw Error(Status::PeerFailed, text(rank_list(failed), " failed: ", why), failed);
+  if (!failed.empty()) throw Error(Status::PeerFailed, text(rank_list(failed), " failed: ", why), failed);
 }
 
 void Communicator::keep(int for_rank, bool (*ready)(void*), void* context) {
@@ -288,15 +287,18 @@ uint64_t Communicator::oldest_open() const {
 }
 
 // A sub-communicator is closed for its parent when all that was made on it is closed too. Nobody makes anything on it
-// any more by which to learn that all have closed that: so its lines go with its own, all at once.
-void Communicator::retire(uint64_t id, const std::vector<Lines>& lines) {
-  std::vector<Lines> all;
+// any more by which to learn that all have closed that: so what it left goes with the rest, all at once.
+void Communicator::retire(uint64_t id, const Remains& remains) {
+  Remains all;
   {
     const std::lock_guard lock(objects_mutex_);
     open_objects_.erase(id);
-    retired_[id] = lines;
+    retired_[id] = remains;
     if (!open_objects_.empty() || !id_) return;
-    for (const auto& [_, some] : retired_) all.insert(all.end(), some.begin(), some.end());
+    for (const auto& [_, some] : retired_) {
+      all.lines.insert(all.lines.end(), some.lines.begin(), some.lines.end());
+      all.regions.insert(all.regions.end(), some.regions.begin(), some.regions.end());
+    }
     retired_.clear();
   }
   parent_->retire(id_, all);
@@ -305,8 +307,10 @@ void Communicator::retire(uint64_t id, const std::vector<Lines>& lines) {
 void Communicator::free_retired(uint64_t all_closed_before) {
   const std::lock_guard lock(objects_mutex_);
   for (auto entry = retired_.begin(); entry != retired_.end() && entry->first < all_closed_before;
-       entry = retired_.erase(entry))
-    for (const Lines& lines : entry->second) world_->free_lines(lines.offset, lines.bytes);
+       entry = retired_.erase(entry)) {
+    for (const Lines& lines : entry->second.lines) world_->free_lines(lines.offset, lines.bytes);
+    for (const Region& region : entry->second.regions) world_->provider().free(region);
+  }
 }
 
 void Communicator::raise_timeout(const Operation& op, const std::vector<bool>& done, int awaited) {
@@ -354,8 +358,12 @@ void Communicator::leave_world(bool scratch_is_free) {
   // release: everything this rank published before is there for who sees that it closed.
   if (state(rank()) != RankState::failed)
     seat().state.store(static_cast<uint64_t>(RankState::closed), std::memory_order_release);
-  if (scratch_is_free) world_->provider().free(scratch_.region());
-  retire(itself, {{block_, layout_->bytes}});
+  Remains remains{{{block_, layout_->bytes}}, {}};
+  if (scratch_is_free)
+    world_->provider().free(scratch_.region());
+  else
+    remains.regions.push_back(scratch_.region());
+  retire(itself, remains);
   world_->close_one();
 }
 

@@ -190,14 +190,18 @@ class Communicator : public Vigil {
   }
 
   // --- Objects made collectively on this communicator (moe/, sub-groups), with growing ids, alike on all members ---
-  // Their lines in control segments are freed when all members have closed them, which is learnt when the next
-  // object is made: until then a member that has not closed its own might still write there.
-  struct Lines {
+  // What others might still write to or read is freed when all members have closed them, which is learnt when the next
+  // object is made.
+  struct Lines {  // in the own control segment
     uint64_t offset, bytes;
+  };
+  struct Remains {
+    std::vector<Lines> lines;
+    std::vector<Region> regions;
   };
   void open(uint64_t id);
   uint64_t oldest_open() const;  // UINT64_MAX: none is
-  void retire(uint64_t id, const std::vector<Lines>& lines);
+  void retire(uint64_t id, const Remains& remains);
   void free_retired(uint64_t all_closed_before);
 
   // Called at the end of every operation that pulled: PeerLost or PeerFailed unless what was pulled can be trusted.
@@ -263,7 +267,7 @@ class Communicator : public Vigil {
   static constexpr uint64_t itself = UINT64_MAX;  // an object of its own as well, the youngest
   mutable std::mutex objects_mutex_;              // Python may collect a forgotten object in any thread
   std::set<uint64_t> open_objects_{itself};
-  std::map<uint64_t, std::vector<Lines>> retired_;  // closed here, perhaps not everywhere
+  std::map<uint64_t, Remains> retired_;  // closed here, perhaps not everywhere
   std::atomic_flag busy_ = ATOMIC_FLAG_INIT;
   std::function<bool(int)> done_;  // during a wait: which members have done their part
   std::optional<Error> broken_;    // the first cause

@@ -45,7 +45,7 @@ ExpertParallel::~ExpertParallel() {
   if (closed_) return;
   // Not closed by the user, perhaps in the middle of an error: do not wait for anybody.
   if (in_use()) memory_->still_pulled = true;
-  comm_->retire(id_, {{board_offset_, Board::bytes(comm_->size())}});
+  comm_->retire(id_, {{{board_offset_, Board::bytes(comm_->size())}}, {}});
 }
 
 void ExpertParallel::meet() {
@@ -250,7 +250,7 @@ void ExpertParallel::close() {
   const Deadline deadline(comm_->broken() ? 0 : comm_->timeout());
   memory_->still_pulled = !comm_->world().drain([&] { return !in_use(); }, deadline);
   memory_.reset();
-  comm_->retire(id_, {{board_offset_, Board::bytes(comm_->size())}});
+  comm_->retire(id_, {{{board_offset_, Board::bytes(comm_->size())}}, {}});
 }
 
 }  // namespace xccl
