@@ -353,6 +353,21 @@ DISAGREEMENTS = {
         "has 1",
         lambda c, o: c.reduce_scatter_v(np.zeros(6, "f4"), [2, 1, 3] if o else [2, 3, 1]),
     ),
+    "counts of rows": (
+        "counts[1]: ",
+        "has 1",
+        lambda c, o: c.reduce_scatter_v(np.zeros((6, 100), "f4"), [2, 1, 3] if o else [2, 3, 1]),
+    ),
+    "counts of empty rows": (
+        "counts[1]: ",
+        "has 1",
+        lambda c, o: c.reduce_scatter_v(np.zeros((6, 0), "f4"), [2, 1, 3] if o else [2, 3, 1]),
+    ),
+    "elements of rows": (
+        "elements of a row: ",
+        "has 4",
+        lambda c, o: c.reduce_scatter_v(np.zeros((3, 4) if o else (6, 1, 2), "f4"), [1 if o else 2] * 3),
+    ),
 }
 
 

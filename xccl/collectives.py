@@ -167,15 +167,13 @@ class Collectives:
     ) -> _Array:
         """As reduce_scatter, with counts[r] rows for rank r: an array of shape (counts[rank], *a.shape[1:]).
 
-        `a` has sum(counts) rows. `counts` and the shape are the same on every rank; any count may be 0.
+        `a` has sum(counts) rows. `counts`, and the elements of a row, are as many on every rank; any count may be 0.
         """
         mine = _rows(a)
         rows = _counts("counts", counts, self._native.size, len(mine))
         dtype = _reducible(mine, op)
-        shape = mine.shape[1:]
-        out = _output(out, (int(rows[self._native.rank]), *shape), mine.dtype)
-        elements = rows * np.uint64(np.prod(shape, dtype=np.uint64))
-        self._native.reduce_scatter_v(mine, out, elements, dtype, op, deadline(timeout))
+        out = _output(out, (int(rows[self._native.rank]), *mine.shape[1:]), mine.dtype)
+        self._native.reduce_scatter_v(mine, out, rows, dtype, op, deadline(timeout))
         return out
 
 

@@ -133,6 +133,6 @@ xccl_status xccl_comm_reduce_scatter_v(xccl_comm* comm, const void* mine, const 
     for (int rank = 0; rank < state.communicator->size(); ++rank)
       require_elements(mine, counts[rank], how.type, "mine");
     require_elements(reduced_out, counts[state.communicator->rank()], how.type, "reduced_out");
-    reduce_scatter_v(*state.communicator, mine, reduced_out, counts, how.type, how.op, seconds(timeout));
+    reduce_scatter_v(*state.communicator, mine, reduced_out, counts, 1, how.type, how.op, seconds(timeout));
   });
 }

@@ -14,17 +14,17 @@ constexpr uint64_t worth_lending = 256 * 1024;
 
 uint64_t Exchange::begin(uint64_t bytes) {
   op_.phase("publishing");
-  const uint64_t list = counts_ ? round_up(8 * static_cast<uint64_t>(comm_.size()), cache_line) : 0;
+  const uint64_t list = agreed_ ? round_up(agreed_bytes(), cache_line) : 0;
   const uint64_t at = comm_.scratch().take(bytes + list);
   seq_ = ++comm_.collective_seq();
   op_.publish();
-  if (list) std::memcpy(comm_.scratch().at(at), counts_, 8 * static_cast<uint64_t>(comm_.size()));
-  counts_at_ = at;
+  if (list) std::memcpy(comm_.scratch().at(at), agreed_, agreed_bytes());
+  agreed_at_ = at;
   return at + list;
 }
 
 void Exchange::post(int member, const Given& given, uint64_t rounds, uint64_t at) {
-  Payload record{call_, size_, given.rows, rounds, at, counts_at_};
+  Payload record{call_, size_, given.rows, rounds, at, agreed_at_};
   if (lent_ && given.data) {
     record[where] = lent | (lent_->place.offset + static_cast<uint64_t>(given.data - lent_->data));
     std::copy_n(lent_->place.key.words, 2, &record[key]);
@@ -176,27 +176,25 @@ std::string Exchange::difference(int member) {
   if (a.type != b.type) return differs("dtype", element_type_name(a.type), element_type_name(b.type));
   if (a.op != b.op) return differs("op", reduce_op_name(a.op), reduce_op_name(b.op));
   if (a.root != b.root) return differs("root", a.root, b.root);
-  if (counts_) return counts_difference(member);
+  if (agreed_) return agreed_difference(member);
   const char* unit = size_name(a.collective);
   return text("rank ", own_rank(), " gives ", size_, unit, ", rank ", comm_.job_rank(member), " gives ",
               theirs[size], unit);
 }
 
 // Only their hash is in the record. Who disagrees uses its scratch memory no more, so the list is still there.
-std::string Exchange::counts_difference(int member) {
-  const auto ranks = static_cast<size_t>(comm_.size());
-  std::vector<uint64_t> theirs(ranks);
-  const uint64_t at = posted(member)[counts];
-  if (at > scratch_bytes - 8 * ranks)
+std::string Exchange::agreed_difference(int member) {
+  std::vector<uint64_t> theirs(static_cast<size_t>(comm_.size()) + 1);
+  const uint64_t at = posted(member)[agreed];
+  if (at > scratch_bytes - agreed_bytes())
     fail(Status::Failure, "rank ", comm_.job_rank(member), "'s record is damaged");
-  const Transfer transfer{theirs.data(), at, 8 * ranks};
+  const Transfer transfer{theirs.data(), at, agreed_bytes()};
   comm_.world().provider().get(comm_.peer_scratch(member), &transfer, 1);
   quiet();
-  for (size_t i = 0; i < ranks; ++i)
-    if (theirs[i] != counts_[i])
-      return text("counts[", i, "]: rank ", own_rank(), " has ", counts_[i], ", rank ",
-                  comm_.job_rank(member), " has ", theirs[i]);
-  return text("counts: rank ", own_rank(), " and rank ", comm_.job_rank(member), " have different ones");
+  size_t i = 0;
+  while (i + 1 < theirs.size() && theirs[i] == agreed_[i]) ++i;
+  return text(i ? text("counts[", i - 1, "]") : std::string("elements of a row"), ": rank ", own_rank(),
+              " has ", agreed_[i], ", rank ", comm_.job_rank(member), " has ", theirs[i]);
 }
 
 void Exchange::raise_mismatch() {

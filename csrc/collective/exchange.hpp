@@ -34,10 +34,11 @@ const char* name_of(Collective collective);
 
 class Exchange {
  public:
-  // size: what all ranks must say alike; counts, of reduce_scatter_v, must outlive this object.
+  // size: what all ranks must say alike. agreed, of reduce_scatter_v: of what that is the hash, the elements of a row and
+  // then the rows of each rank; it must outlive this object.
   Exchange(Communicator& comm, Operation& op, const ExchangeCall& call, uint64_t size,
-           const uint64_t* counts = nullptr)
-      : comm_(comm), op_(op), call_(call.packed()), size_(size), counts_(counts) {}
+           const uint64_t* agreed = nullptr)
+      : comm_(comm), op_(op), call_(call.packed()), size_(size), agreed_(agreed) {}
 
   // The most bytes that all can be given in a round, if they are the same for all.
   static uint64_t most_alike(const Communicator& comm) { return scratch_round_bytes(comm.size()); }
@@ -130,7 +131,7 @@ class Exchange {
 
  private:
   int own_rank() const { return comm_.job_rank(comm_.rank()); }
-  bool fits_record(uint64_t bytes) const { return bytes <= exchange_record::most_inline && !counts_; }
+  bool fits_record(uint64_t bytes) const { return bytes <= exchange_record::most_inline && !agreed_; }
   uint64_t staged(uint64_t bytes) const {
     return lent_ || fits_record(bytes) ? 0 : round_up(bytes, cache_line);
   }
@@ -152,13 +153,14 @@ class Exchange {
   Place checked_place(int member, uint64_t bytes);
   [[noreturn]] void raise_mismatch();
   std::string difference(int member);
-  std::string counts_difference(int member);
+  uint64_t agreed_bytes() const { return 8 * static_cast<uint64_t>(comm_.size() + 1); }
+  std::string agreed_difference(int member);
 
   Communicator& comm_;
   Operation& op_;
   const uint64_t call_, size_;
-  const uint64_t* counts_;
-  uint64_t counts_at_ = 0;
+  const uint64_t* agreed_;
+  uint64_t agreed_at_ = 0;
   uint64_t seq_ = 0;
   bool past_caches_ = false;
   // What is lent: where it begins, here and for the others.

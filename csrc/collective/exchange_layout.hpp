@@ -7,7 +7,8 @@
 //        3   rounds    in how many rounds the writer gives everything
 //        4   where     this round's bytes lie at this offset of the writer's scratch memory; or, if it is `lent`, of
 //        5,6 key       this region of the writer's, in which its own array lies
-//        5   counts    reduce_scatter_v: the list of counts lies there, in the scratch memory
+//        5   agreed    reduce_scatter_v: what `size` is the hash of lies there, in the scratch memory: elements of a row,
+//                      rows of each rank
 //     4..6   bytes     instead of the three: this round's bytes themselves, if they are few
 #pragma once
 
@@ -50,7 +51,7 @@ struct ExchangeCall {
 };
 
 namespace exchange_record {
-enum Word : size_t { call, size, rows, rounds, where, counts, bytes = where, key = counts };
+enum Word : size_t { call, size, rows, rounds, where, agreed, bytes = where, key = agreed };
 constexpr uint64_t most_inline = 24;
 constexpr uint64_t lent = uint64_t{1} << 63;
 }  // namespace exchange_record

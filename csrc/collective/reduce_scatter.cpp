@@ -8,10 +8,10 @@
 namespace xccl {
 namespace {
 
-// Equal for equal lists; different ones differ in one of 2^64 cases. (FNV-1a, by words.)
-uint64_t hash_of(const uint64_t* counts, int size) {
+// Equal for equal lists; different ones are taken for equal in one of 2^64 cases. (FNV-1a, by words.)
+uint64_t hash_of(const uint64_t* numbers, int count) {
   uint64_t hash = 0xcbf29ce484222325;
-  for (int member = 0; member < size; ++member) hash = (hash ^ counts[member]) * 0x100000001b3;
+  for (int i = 0; i < count; ++i) hash = (hash ^ numbers[i]) * 0x100000001b3;
   return hash;
 }
 
@@ -35,25 +35,28 @@ void reduce_scatter(Communicator& comm, const void* mine, void* out, uint64_t co
 }
 
 void reduce_scatter_v(Communicator& comm, const void* mine, void* out, const uint64_t* counts,
-                      ElementType type, ReduceOp op, double timeout) {
-  PerMember<uint64_t> first(comm.size());
+                      uint64_t row_elements, ElementType type, ReduceOp op, double timeout) {
+  const uint64_t row_bytes = bytes_of_elements(row_elements, type);
+  PerMember<uint64_t> first(comm.size()), agreed(comm.size() + 1);
   uint64_t total = 0;
+  agreed[0] = row_elements;
   for (int member = 0; member < comm.size(); ++member) {
     first[member] = total;
-    total += bytes_of_elements(counts[member], type);
+    total += checked_bytes("rows", counts[member], row_bytes);
+    agreed[member + 1] = counts[member];
   }
   require_reduce_op(op);
-  require_apart(mine, total, out, counts[comm.rank()] * element_bytes(type),
+  require_apart(mine, total, out, counts[comm.rank()] * row_bytes,
                 static_cast<const std::byte*>(mine) + first[comm.rank()], out);
   const uint64_t rounds = Pieces::of(total, Exchange::most_together(comm)).rounds();
   uint64_t calls = comm.collective_seq();
   comm.operate("reduce_scatter_v", calls, timeout, [&](Operation& operation) {
-    Exchange exchange(comm, operation, {Collective::reduce_scatter_v, type, op}, hash_of(counts, comm.size()),
-                      counts);
+    Exchange exchange(comm, operation, {Collective::reduce_scatter_v, type, op},
+                      hash_of(agreed.data(), comm.size() + 1), agreed.data());
     Reduction reduction(comm, type, op);
     reduce_blocks(comm, exchange, reduction, static_cast<const std::byte*>(mine),
                   static_cast<std::byte*>(out), rounds,
-                  [&](int member) { return std::pair(first[member], counts[member] * element_bytes(type)); });
+                  [&](int member) { return std::pair(first[member], counts[member] * row_bytes); });
   });
 }
 

@@ -16,9 +16,9 @@ namespace xccl {
 void reduce_scatter(Communicator& comm, const void* mine, void* out, uint64_t count_each, ElementType type,
                     ReduceOp op, double timeout = -1);
 
-// The same with blocks of counts[r] elements for rank r, zero included. Mismatch, naming the entry, unless all ranks
-// give the same counts.
+// The same with blocks of counts[r] rows of `row_elements` elements for rank r, zero included. Mismatch, naming the entry,
+// unless all ranks give the same counts, and rows of the same length.
 void reduce_scatter_v(Communicator& comm, const void* mine, void* out, const uint64_t* counts,
-                      ElementType type, ReduceOp op, double timeout = -1);
+                      uint64_t row_elements, ElementType type, ReduceOp op, double timeout = -1);
 
 }  // namespace xccl

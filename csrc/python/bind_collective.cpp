@@ -29,10 +29,14 @@ ReduceOp reduce_op(const std::string& name) {
 
 uint64_t bytes_of(const py::array& array) { return static_cast<uint64_t>(array.nbytes()); }
 
+uint64_t row_elements(const py::array& rows) {
+  uint64_t elements = 1;
+  for (py::ssize_t dim = 1; dim < rows.ndim(); ++dim) elements *= static_cast<uint64_t>(rows.shape(dim));
+  return elements;
+}
+
 uint64_t row_bytes(const py::array& rows) {
-  uint64_t bytes = static_cast<uint64_t>(rows.itemsize());
-  for (py::ssize_t dim = 1; dim < rows.ndim(); ++dim) bytes *= static_cast<uint64_t>(rows.shape(dim));
-  return bytes;
+  return row_elements(rows) * static_cast<uint64_t>(rows.itemsize());
 }
 
 // The arrays have been checked in Python: contiguous, of matching shapes and dtypes, `out` writable.
@@ -82,7 +86,7 @@ void scatter(Communicator& comm, const py::array& a, py::array& out, const std::
   reduce_scatter(comm, from, to, each, type, operation, timeout);
 }
 
-// counts: elements for each rank.
+// counts: rows for each rank.
 void scatter_v(Communicator& comm, const py::array& a, py::array& out, const Counts& counts,
                const std::string& dtype, const std::string& op, double timeout) {
   const void* from = a.data();
@@ -90,8 +94,9 @@ void scatter_v(Communicator& comm, const py::array& a, py::array& out, const Cou
   const ElementType type = element_type(dtype);
   const ReduceOp operation = reduce_op(op);
   const uint64_t* each = counts.data();
+  const uint64_t row = row_elements(a);
   const Blocking blocking;
-  reduce_scatter_v(comm, from, to, each, type, operation, timeout);
+  reduce_scatter_v(comm, from, to, each, row, type, operation, timeout);
 }
 
 // Room in `out` where it is given, else in a new array, which it then holds.

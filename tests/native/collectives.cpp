@@ -300,7 +300,7 @@ TEST(
       const uint64_t own = counts[static_cast<size_t>(comm.rank())];
       const auto begin = expected.begin() + static_cast<long>(firsts[static_cast<size_t>(comm.rank())]);
       std::vector<float> part(own, -1.0f);
-      reduce_scatter_v(comm, in.data(), part.data(), counts.data(), ElementType::float32, ReduceOp::sum);
+      reduce_scatter_v(comm, in.data(), part.data(), counts.data(), 1, ElementType::float32, ReduceOp::sum);
       CHECK(same_bits(part, {begin, begin + static_cast<long>(own)}));
     }
     const int64_t high = INT64_MAX - comm.rank();
@@ -325,10 +325,10 @@ TEST("ranks that call different things are told, on every side, what differs and
       all_reduce(comm, in, out, count, type, op);
     };
   };
-  const auto scatter_v = [](std::vector<uint64_t> list) {
+  const auto scatter_v = [](std::vector<uint64_t> list, uint64_t row) {
     return [=](Communicator& comm) {
       float in[32] = {}, out[32];
-      reduce_scatter_v(comm, in, out, list.data(), ElementType::float32, ReduceOp::sum);
+      reduce_scatter_v(comm, in, out, list.data(), row, ElementType::float32, ReduceOp::sum);
     };
   };
   const auto gather = [](uint64_t bytes) {
@@ -366,7 +366,10 @@ TEST("ranks that call different things are told, on every side, what differs and
        reduce(ElementType::float32, ReduceOp::sum, 5),
        {"4 elements", "5"}},
       {rows(8), rows(4), {"8 bytes per row", "4"}},
-      {scatter_v({1, 2, 3}), scatter_v({1, 3, 2}), {"counts[1]: ", " has 3"}},
+      {scatter_v({1, 2, 3}, 1), scatter_v({1, 3, 2}, 1), {"counts[1]: ", " has 3"}},
+      {scatter_v({1, 2, 3}, 5), scatter_v({1, 3, 2}, 5), {"counts[1]: ", " has 3"}},
+      {scatter_v({1, 2, 3}, 0), scatter_v({1, 2, 4}, 0), {"counts[2]: ", " has 4"}},
+      {scatter_v({2, 2, 2}, 2), scatter_v({4, 4, 4}, 1), {"elements of a row: ", " has 1"}},
   };
   for (const Case& one : cases)
     for (const bool direct : {true, false})
