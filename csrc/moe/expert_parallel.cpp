@@ -45,6 +45,11 @@ ExpertParallel::~ExpertParallel() {
   if (closed_) return;
   // Not closed by the user, perhaps in the middle of an error: do not wait for anybody.
   if (in_use()) memory_->still_pulled = true;
+  leave();
+}
+
+void ExpertParallel::leave() {
+  memory_.reset();
   comm_->retire(id_, {{{board_offset_, Board::bytes(comm_->size())}}, {}});
 }
 
@@ -247,10 +252,12 @@ void ExpertParallel::close() {
   // Others may still pull from here in the last call. If one does not come to it in time, the memory is left to it:
   // correct in any case, only not reusable. After an error nobody knows who still comes, and nobody is waited for.
   memory_->still_pulled = true;
+  struct AtLast {  // also when Ctrl-C ends the wait
+    ExpertParallel& ep;
+    ~AtLast() { ep.leave(); }
+  } at_last{*this};
   const Deadline deadline(comm_->broken() ? 0 : comm_->timeout());
   memory_->still_pulled = !comm_->world().drain([&] { return !in_use(); }, deadline);
-  memory_.reset();
-  comm_->retire(id_, {{{board_offset_, Board::bytes(comm_->size())}}, {}});
 }
 
 }  // namespace xccl

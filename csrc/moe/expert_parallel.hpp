@@ -70,6 +70,8 @@ class ExpertParallel {
   void require_ours(const Dispatched& result) const;
   void meet();
   void connect(const std::vector<Card>& cards);
+  // Gives back what this rank has in it.
+  void leave();
   // Whether somebody may still pull what this rank published up to the latest call.
   bool in_use();
   // Waits until everybody has pulled what call `seq` published.

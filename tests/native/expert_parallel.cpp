@@ -206,6 +206,35 @@ TEST("a rank that gives up in a call takes its rows from nobody who returns") {
   test_point_hook = nullptr;
 }
 
+TEST("close() that is interrupted has closed nevertheless") {
+  struct interrupted {};
+  static std::atomic<bool> through;
+  through = false;
+  static thread_local bool slow = false;
+  test_point_hook = [](const char* name) {
+    while (slow && std::string(name) == "ep.arrived" && !through.load()) std::this_thread::yield();
+  };
+  test::on_ranks(2, test::local_config(true), [](Communicator& comm, std::shared_ptr<Communicator> shared) {
+    ExpertParallel ep(shared, {4, 2, 3, 2, RowType::float32});
+    slow = comm.rank() == 1;  // it has not pulled yet when rank 0 closes
+    const std::vector<float> x = {1, 2}, weights = {1, 1};
+    const std::vector<int64_t> idx = {0, 3};
+    ep.dispatch(x.data(), {idx.data(), true, weights.data(), 1}, nullptr, -1);
+    if (comm.rank() == 0) {
+      interrupt_check = [] { throw interrupted(); };
+      try {
+        ep.close();
+        CHECK(false);
+      } catch (const interrupted&) {
+      }
+      interrupt_check = nullptr;
+      CHECK(ep.closed() && comm.oldest_open() == UINT64_MAX);  // nothing is open: its lines go when all have closed
+      through = true;
+    }
+  });
+  test_point_hook = nullptr;
+}
+
 TEST("objects can be made and closed many times without using up the control segment") {
   test::on_ranks(2, test::local_config(true), [](Communicator&, std::shared_ptr<Communicator> comm) {
     for (int i = 0; i < 3000; ++i) {
