@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "base/test_point.hpp"
 #include "collective/all_gather.hpp"
 
 namespace xccl {
@@ -33,8 +34,8 @@ std::shared_ptr<Communicator> split(const std::shared_ptr<Communicator>& parent,
   std::vector<Wish> wishes(size);
   all_gather(*parent, &wish, wishes.data(), sizeof wish, timeout, Collective::split);
 
-  // Others count on this rank from here on: an error must reach them.
-  try {
+  return parent->tell_failure([&]() -> std::shared_ptr<Communicator> {
+    XCCL_TEST_POINT("split.met");
     std::shared_ptr<Communicator> made;
     Communicator::Card card{};
     std::vector<int> members;
@@ -58,10 +59,7 @@ std::shared_ptr<Communicator> split(const std::shared_ptr<Communicator>& parent,
     for (const int member : members) cards.push_back(all[static_cast<size_t>(member)].card);
     made->connect(cards, parent->collective_seq());
     return made;
-  } catch (const Error& error) {
-    parent->abort(error.what());
-    throw;
-  }
+  });
 }
 
 }  // namespace xccl

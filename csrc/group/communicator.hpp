@@ -209,6 +209,19 @@ class Communicator : public Vigil {
 
   // Tells everybody that this rank gives up, for the reason given; the communicator refuses further use.
   void abort(const std::string& reason);
+  // Does what others count on already, outside a call: an error in it must reach them.
+  template <class Body>
+  auto tell_failure(Body body) {
+    try {
+      return body();
+    } catch (const std::exception& error) {
+      abort(error.what());
+      throw;
+    } catch (...) {
+      abort("interrupted");
+      throw;
+    }
+  }
   // InvalidArgument, Closed, or the first cause: whatever forbids to use this communicator now.
   void require_usable() const;
   // The same at the beginning of a call that has no frame (operate), and what has become known of other ranks.

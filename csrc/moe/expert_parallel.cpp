@@ -33,12 +33,7 @@ ExpertParallel::ExpertParallel(std::shared_ptr<Communicator> comm, const EpShape
   comm_->require_usable();
   memory_ = std::make_shared<EpMemory>(comm_->share_world(), shape_, placement_, comm_->rank());
   board_offset_ = comm_->world().allocate_lines(Board::bytes(comm_->size()));
-  try {
-    meet();
-  } catch (...) {
-    comm_->world().free_lines(board_offset_, Board::bytes(comm_->size()));
-    throw;
-  }
+  meet();
 }
 
 ExpertParallel::~ExpertParallel() {
@@ -54,6 +49,7 @@ void ExpertParallel::leave() {
 }
 
 void ExpertParallel::meet() {
+  const auto give_lines_back = [&] { comm_->world().free_lines(board_offset_, Board::bytes(comm_->size())); };
   const Card mine{shape_.num_experts,
                   shape_.hidden,
                   shape_.max_tokens,
@@ -64,8 +60,22 @@ void ExpertParallel::meet() {
                   memory_->region().key,
                   comm_->oldest_open()};
   std::vector<Card> cards(static_cast<size_t>(comm_->size()));
-  all_gather(*comm_, &mine, cards.data(), sizeof mine, -1, Collective::expert_parallel);
+  try {
+    all_gather(*comm_, &mine, cards.data(), sizeof mine, -1, Collective::expert_parallel);
+  } catch (...) {
+    if (!comm_->broken()) give_lines_back();  // else somebody may know them, and write there
+    throw;
+  }
+  try {
+    require_agreement(mine, cards);
+  } catch (...) {
+    give_lines_back();  // all see that there is no such object
+    throw;
+  }
+  comm_->tell_failure([&] { connect(cards); });
+}
 
+void ExpertParallel::require_agreement(const Card& mine, const std::vector<Card>& cards) const {
   static constexpr std::pair<const char*, int64_t Card::*> fields[] = {{"num_experts", &Card::num_experts},
                                                                        {"hidden", &Card::hidden},
                                                                        {"max_tokens", &Card::max_tokens},
@@ -90,17 +100,10 @@ void ExpertParallel::meet() {
                      differ.size() == 1 ? " has " : " have (the last) ", show(theirs)),
                 comm_->job_ranks(differ));
   }
-
-  // Others now know this rank's lines: an error from here on must reach them too.
-  try {
-    connect(cards);
-  } catch (const Error& error) {
-    comm_->abort(error.what());
-    throw;
-  }
 }
 
 void ExpertParallel::connect(const std::vector<Card>& cards) {
+  XCCL_TEST_POINT("ep.met");
   std::vector<uint64_t> offsets;
   uint64_t oldest_open = UINT64_MAX;
   for (int member = 0; member < comm_->size(); ++member) {

@@ -69,6 +69,7 @@ class ExpertParallel {
   void require_open() const;
   void require_ours(const Dispatched& result) const;
   void meet();
+  void require_agreement(const Card& mine, const std::vector<Card>& cards) const;
   void connect(const std::vector<Card>& cards);
   // Gives back what this rank has in it.
   void leave();

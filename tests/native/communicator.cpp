@@ -169,6 +169,25 @@ TEST(
   test_point_hook = nullptr;
 }
 
+TEST("who cannot make its part of a sub-group tells the others") {
+  static thread_local bool short_of_memory = false;
+  test_point_hook = [](const char* name) {
+    if (short_of_memory && name == std::string("split.met")) throw std::bad_alloc();
+  };
+  test::on_ranks(3, test::local_config(true), [](Communicator& comm, const auto& whole) {
+    short_of_memory = comm.rank() == 1;
+    try {
+      split(whole, 0, 0, 20);
+      CHECK(false);
+    } catch (const std::bad_alloc&) {
+      CHECK(short_of_memory);
+    } catch (const Error& error) {
+      CHECK(error.status == Status::PeerFailed && error.ranks == std::vector<int>{1});
+    }
+  });
+  test_point_hook = nullptr;
+}
+
 TEST("two threads in one communicator are told apart") {
   std::atomic<bool> inside{false};
   test_point_hook = nullptr;

@@ -206,6 +206,37 @@ TEST("a rank that gives up in a call takes its rows from nobody who returns") {
   test_point_hook = nullptr;
 }
 
+TEST("lines that others may know are not given to the next object, others are") {
+  static thread_local bool short_of_memory = false;
+  test_point_hook = [](const char* name) {
+    if (short_of_memory && std::string(name) == "ep.met") throw std::bad_alloc();
+  };
+  test::on_ranks(2, test::local_config(true), [](Communicator& comm, std::shared_ptr<Communicator> shared) {
+    const auto next_lines = [&] {  // where the next object's would lie
+      const uint64_t offset = comm.world().allocate_lines(Board::bytes(2));
+      comm.world().free_lines(offset, Board::bytes(2));
+      return offset;
+    };
+    const uint64_t before = next_lines();
+    CHECK_THROWS(ExpertParallel(shared, {0, 2, 3, 2, RowType::float32}), Status::InvalidArgument);
+    CHECK_THROWS(ExpertParallel(shared, {4, 2, 3 + comm.rank(), 2, RowType::float32}), Status::Mismatch);
+    CHECK(next_lines() == before);
+
+    short_of_memory = comm.rank() == 1;
+    try {
+      ExpertParallel ep(shared, {4, 2, 3, 2, RowType::float32});
+      CHECK(!short_of_memory);
+    } catch (const std::bad_alloc&) {
+      CHECK(short_of_memory && next_lines() != before);
+    } catch (const Error& error) {  // if it hears of the other one so soon
+      CHECK(error.status == Status::PeerFailed && !short_of_memory);
+    }
+    // The other one may have made its object, and must not wait for this one.
+    CHECK_THROWS(barrier(comm), short_of_memory ? Status::Failure : Status::PeerFailed);
+  });
+  test_point_hook = nullptr;
+}
+
 TEST("close() that is interrupted has closed nevertheless") {
   struct interrupted {};
   static std::atomic<bool> through;
@@ -228,7 +259,8 @@ TEST("close() that is interrupted has closed nevertheless") {
       } catch (const interrupted&) {
       }
       interrupt_check = nullptr;
-      CHECK(ep.closed() && comm.oldest_open() == UINT64_MAX);  // nothing is open: its lines go when all have closed
+      CHECK(ep.closed() &&
+            comm.oldest_open() == UINT64_MAX);  // nothing is open: its lines go when all have closed
       through = true;
     }
   });
