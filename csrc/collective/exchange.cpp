@@ -54,8 +54,8 @@ void Exchange::wait(int member) {
 uint64_t Exchange::plausible(int member, Word word, uint64_t least) const {
   const uint64_t value = posted(member)[word];
   if (value < least || value > beyond_memory)
-    fail(Status::Failure, "rank ", member, " announces ", value, word == Word::rows ? " rows" : " rounds",
-         ": its record is damaged");
+    fail(Status::Failure, "rank ", comm_.job_rank(member), " announces ", value,
+         word == Word::rows ? " rows" : " rounds", ": its record is damaged");
   return value;
 }
 

@@ -387,6 +387,22 @@ TEST("ranks that call different things are told, on every side, what differs and
         });
 }
 
+TEST("a record that cannot be is reported with the number that its writer has in the job") {
+  test::on_ranks(2, test::local_config(true), [](Communicator& comm, const auto& whole) {
+    const auto sub = split(whole, 0, -comm.rank());  // the other way round
+    if (comm.rank() == 1) {
+      const ExchangeCall call{Collective::all_gather_v};
+      sub->board().post(1, sub->collective_seq() + 1, {call.packed(), 8, UINT64_MAX, 1, 0, 0, 0});
+    } else {
+      uint64_t row = 0, rows[2], counts[2];
+      const Error error =
+          CHECK_THROWS(all_gather_v(*sub, &row, 1, 8, room_in(rows, 2), counts), Status::Failure);
+      CHECK(error.message.find("rank 1 announces 18446744073709551615 rows") != std::string::npos);
+    }
+    sub->close();
+  });
+}
+
 TEST("a call that ends by an error writes nothing any more") {
   for (const bool direct : {true, false})
     test::on_ranks(3, test::local_config(direct), [](Communicator& comm, const auto& whole) {
