@@ -11,10 +11,7 @@ void all_gather(Communicator& comm, const void* mine, void* all, uint64_t bytes,
   require_apart(from, bytes, to, checked_bytes("shares", static_cast<uint64_t>(comm.size()), bytes), from,
                 to + static_cast<uint64_t>(comm.rank()) * bytes);
   Pieces pieces = Pieces::of(bytes, Exchange::most_alike(comm));
-  // Every round is a call of its own on the board, so the rounds count, not the calls.
-  uint64_t calls = comm.collective_seq();
-  comm.operate(name_of(on_behalf_of), calls, timeout, [&](Operation& op) {
-    Exchange exchange(comm, op, {on_behalf_of}, bytes);
+  run_exchange(comm, {on_behalf_of}, bytes, timeout, [&](Exchange& exchange) {
     exchange.expect(static_cast<uint64_t>(comm.size()) * bytes);
     exchange.lend(from, bytes);
     for (uint64_t round = 0; round < pieces.rounds(); ++round) {
@@ -42,12 +39,10 @@ void all_gather_v(Communicator& comm, const void* rows, uint64_t count, uint64_t
   require_apart(from, bytes, room.memory, checked_bytes("rows", room.capacity, row_bytes));
   const Pieces pieces = Pieces::of(bytes, Exchange::most_alike(comm));
   VariableRows received(comm, row_bytes, room, counts);
-  uint64_t calls = comm.collective_seq();
-  comm.operate("all_gather_v", calls, timeout, [&](Operation& op) {
-    Exchange exchange(comm, op, {Collective::all_gather_v}, row_bytes);
+  run_exchange(comm, {Collective::all_gather_v}, row_bytes, timeout, [&](Exchange& exchange) {
     for (uint64_t round = 0; received.needs(round); ++round) {
       exchange.publish_alike({from + pieces.first(round), pieces.bytes(round), count}, pieces.rounds());
-      received.receive(op, exchange, round, {from, pieces.total, count}, pieces.rounds());
+      received.receive(exchange, round, {from, pieces.total, count}, pieces.rounds());
     }
   });
   received.settle();

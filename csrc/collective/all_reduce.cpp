@@ -68,9 +68,7 @@ void all_reduce(Communicator& comm, const void* mine, void* out, uint64_t count,
   require_apart(mine, bytes, out, bytes, mine, out);
   const auto* from = static_cast<const std::byte*>(mine);
   auto* to = static_cast<std::byte*>(out);
-  uint64_t calls = comm.collective_seq();
-  comm.operate("all_reduce", calls, timeout, [&](Operation& operation) {
-    Exchange exchange(comm, operation, {Collective::all_reduce, type, op}, count);
+  run_exchange(comm, {Collective::all_reduce, type, op}, count, timeout, [&](Exchange& exchange) {
     Reduction reduction(comm, type, op);
     if (shares(comm, bytes))
       reduce_shares(comm, exchange, reduction, from, to, bytes);

@@ -12,10 +12,7 @@ void all_to_all(Communicator& comm, const void* mine, void* all, uint64_t bytes_
   require_apart(from, bytes, to, bytes);
   const auto own = static_cast<uint64_t>(comm.rank()) * bytes_each;
   Pieces pieces = Pieces::of(bytes_each, Exchange::most_each(comm));
-  // Every round is a call of its own on the board, so the rounds count, not the calls.
-  uint64_t calls = comm.collective_seq();
-  comm.operate("all_to_all", calls, timeout, [&](Operation& op) {
-    Exchange exchange(comm, op, {Collective::all_to_all}, bytes_each);
+  run_exchange(comm, {Collective::all_to_all}, bytes_each, timeout, [&](Exchange& exchange) {
     exchange.expect(bytes);
     exchange.lend(from, bytes);
     for (uint64_t round = 0; round < pieces.rounds(); ++round) {
@@ -54,16 +51,14 @@ void all_to_all_v(Communicator& comm, const void* rows, const uint64_t* send_cou
   const uint64_t rounds = Pieces::of(sent, Exchange::most_together(comm)).rounds();
   const uint64_t own = send_counts[comm.rank()];
   VariableRows received(comm, row_bytes, room, recv_counts);
-  uint64_t calls = comm.collective_seq();
-  comm.operate("all_to_all_v", calls, timeout, [&](Operation& op) {
-    Exchange exchange(comm, op, {Collective::all_to_all_v}, row_bytes);
+  run_exchange(comm, {Collective::all_to_all_v}, row_bytes, timeout, [&](Exchange& exchange) {
     for (uint64_t round = 0; received.needs(round); ++round) {
       const auto give = [&](int member) {
         const Pieces pieces = Pieces::in(send_counts[member] * row_bytes, rounds);
         return Given{from + first[member] + pieces.first(round), pieces.bytes(round), send_counts[member]};
       };
       exchange.publish(give, rounds);
-      received.receive(op, exchange, round, {from + first[comm.rank()], own * row_bytes, own}, rounds);
+      received.receive(exchange, round, {from + first[comm.rank()], own * row_bytes, own}, rounds);
     }
   });
   received.settle();

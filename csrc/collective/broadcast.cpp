@@ -10,9 +10,8 @@ void broadcast(Communicator& comm, void* data, uint64_t bytes, int root, double 
     fail(Status::InvalidArgument, "root=", root, ": expected 0 to ", comm.size() - 1);
   auto* at = static_cast<std::byte*>(data);
   Pieces pieces = Pieces::of(bytes, Exchange::most_alike(comm));
-  uint64_t calls = comm.collective_seq();
-  comm.operate("broadcast", calls, timeout, [&](Operation& op) {
-    Exchange exchange(comm, op, {Collective::broadcast, {}, {}, static_cast<uint32_t>(root)}, bytes);
+  const ExchangeCall call{Collective::broadcast, {}, {}, static_cast<uint32_t>(root)};
+  run_exchange(comm, call, bytes, timeout, [&](Exchange& exchange) {
     exchange.expect(bytes);
     exchange.lend(comm.rank() == root ? at : nullptr, bytes);
     for (uint64_t round = 0; round < pieces.rounds(); ++round) {

@@ -40,6 +40,8 @@ class Exchange {
            const uint64_t* agreed = nullptr)
       : comm_(comm), op_(op), call_(call.packed()), size_(size), agreed_(agreed) {}
 
+  Operation& operation() { return op_; }
+
   // The most bytes that all can be given in a round, if they are the same for all.
   static uint64_t most_alike(const Communicator& comm) { return scratch_round_bytes(comm.size()); }
   // The most bytes that one member can be given in a round, if all are given as many.
@@ -172,6 +174,16 @@ class Exchange {
   bool lending_ = false;                            // somebody may lend
   std::vector<std::optional<RemoteRegion>> loans_;  // by member, once used
 };
+
+// Makes one call by it: runs body(exchange). `size`, `agreed`: as of the Exchange.
+template <class Body>
+void run_exchange(Communicator& comm, const ExchangeCall& call, uint64_t size, double timeout, Body body,
+                  const uint64_t* agreed = nullptr) {
+  comm.operate_in_rounds(name_of(call.collective), timeout, [&](Operation& op) {
+    Exchange exchange(comm, op, call, size, agreed);
+    body(exchange);
+  });
+}
 
 // Pieces of the same size, but for the last, in which `total` bytes go in `rounds` rounds.
 struct Pieces {

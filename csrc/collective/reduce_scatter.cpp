@@ -24,9 +24,7 @@ void reduce_scatter(Communicator& comm, const void* mine, void* out, uint64_t co
   require_apart(mine, checked_bytes("blocks", static_cast<uint64_t>(comm.size()), bytes), out, bytes,
                 static_cast<const std::byte*>(mine) + static_cast<uint64_t>(comm.rank()) * bytes, out);
   const uint64_t rounds = Pieces::of(bytes, Exchange::most_each(comm)).rounds();
-  uint64_t calls = comm.collective_seq();
-  comm.operate("reduce_scatter", calls, timeout, [&](Operation& operation) {
-    Exchange exchange(comm, operation, {Collective::reduce_scatter, type, op}, count_each);
+  run_exchange(comm, {Collective::reduce_scatter, type, op}, count_each, timeout, [&](Exchange& exchange) {
     Reduction reduction(comm, type, op);
     reduce_blocks(comm, exchange, reduction, static_cast<const std::byte*>(mine),
                   static_cast<std::byte*>(out), rounds,
@@ -49,15 +47,14 @@ void reduce_scatter_v(Communicator& comm, const void* mine, void* out, const uin
   require_apart(mine, total, out, counts[comm.rank()] * row_bytes,
                 static_cast<const std::byte*>(mine) + first[comm.rank()], out);
   const uint64_t rounds = Pieces::of(total, Exchange::most_together(comm)).rounds();
-  uint64_t calls = comm.collective_seq();
-  comm.operate("reduce_scatter_v", calls, timeout, [&](Operation& operation) {
-    Exchange exchange(comm, operation, {Collective::reduce_scatter_v, type, op},
-                      hash_of(agreed.data(), comm.size() + 1), agreed.data());
+  const auto reduce = [&](Exchange& exchange) {
     Reduction reduction(comm, type, op);
     reduce_blocks(comm, exchange, reduction, static_cast<const std::byte*>(mine),
                   static_cast<std::byte*>(out), rounds,
                   [&](int member) { return std::pair(first[member], counts[member] * row_bytes); });
-  });
+  };
+  run_exchange(comm, {Collective::reduce_scatter_v, type, op}, hash_of(agreed.data(), comm.size() + 1),
+               timeout, reduce, agreed.data());
 }
 
 }  // namespace xccl

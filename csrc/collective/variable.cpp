@@ -13,7 +13,7 @@ Room room_in(void* out, uint64_t capacity) {
   return {make, out, capacity};
 }
 
-void VariableRows::learn(Operation& op, const Exchange& exchange, uint64_t own_rows, uint64_t own_rounds) {
+void VariableRows::learn(Exchange& exchange, uint64_t own_rows, uint64_t own_rounds) {
   uint64_t all = 0;
   rounds_ = own_rounds;
   for (int member = 0; member < comm_.size(); ++member) {
@@ -32,19 +32,18 @@ void VariableRows::learn(Operation& op, const Exchange& exchange, uint64_t own_r
   try {
     to_ = static_cast<std::byte*>(room_.make(all));
   } catch (Error& error) {
-    error.during(op.name, op.seq, "making room");
+    error.during(exchange.operation().name, exchange.operation().seq, "making room");
     refused_ = std::current_exception();
   } catch (...) {
     refused_ = std::current_exception();
   }
 }
 
-void VariableRows::receive(Operation& op, Exchange& exchange, uint64_t round, const Given& own,
-                           uint64_t rounds) {
+void VariableRows::receive(Exchange& exchange, uint64_t round, const Given& own, uint64_t rounds) {
   exchange.await_all();
-  if (round == 0) learn(op, exchange, own.rows, rounds);
+  if (round == 0) learn(exchange, own.rows, rounds);
   exchange.expect(bytes_);
-  op.phase("pulling");
+  exchange.operation().phase("pulling");
   std::byte* to = to_;
   for (int member = 0; member < comm_.size() && !refused_; ++member) {
     const uint64_t total = counts_[member] * row_bytes_;

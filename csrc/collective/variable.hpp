@@ -31,7 +31,7 @@ class VariableRows {
       : comm_(comm), row_bytes_(row_bytes), room_(room), counts_(counts) {}
 
   // A round but for its publishing. `own`: what this rank gives itself in the whole call; `rounds`: how many it needs.
-  void receive(Operation& op, Exchange& exchange, uint64_t round, const Given& own, uint64_t rounds);
+  void receive(Exchange& exchange, uint64_t round, const Given& own, uint64_t rounds);
   // Whether any rank needs a round of this number, from 0.
   bool needs(uint64_t round) const { return round < rounds_; }
   // After the call: raises what had to wait.
@@ -40,7 +40,7 @@ class VariableRows {
   }
 
  private:
-  void learn(Operation& op, const Exchange& exchange, uint64_t own_rows, uint64_t own_rounds);
+  void learn(Exchange& exchange, uint64_t own_rows, uint64_t own_rounds);
 
   Communicator& comm_;
   const uint64_t row_bytes_;

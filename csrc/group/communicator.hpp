@@ -128,28 +128,15 @@ class Communicator : public Vigil {
   template <class Body>
   void operate(const char* name, uint64_t& counter, double timeout, Body body) {
     const Hold hold(*this, name);
-    const Deadline deadline(timeout < 0 ? this->timeout() : timeout);
-    Operation op(name, counter + 1, deadline);
-    begin(op);
-    try {
-      body(op);
-      counter += op.published();
-      world_->leave();
-    } catch (Error& error) {
-      error.during(op.name, op.seq, op.phase());
-      counter += op.published();
-      leave_by(error, op);
-      throw;
-    } catch (const std::bad_alloc&) {
-      counter += op.published();
-      Error error(Status::OutOfMemory, "private memory is used up");
-      leave_by(error.during(op.name, op.seq, op.phase()), op);
-      throw error;
-    } catch (...) {
-      counter += op.published();
-      leave_by(Error(Status::Failure, text("interrupted in ", op.name, " #", op.seq)), op);
-      throw;
-    }
+    run(name, counter, timeout, body);
+  }
+  // The same as a collective of this communicator. Every round of it is a call of its own on the board, which the body
+  // counts.
+  template <class Body>
+  void operate_in_rounds(const char* name, double timeout, Body body) {
+    const Hold hold(*this, name);
+    uint64_t rounds = collective_seq_;
+    run(name, rounds, timeout, body);
   }
 
   // Waits until ready(member) holds for every member but this one. Timeout names those for whom it does not.
@@ -248,6 +235,31 @@ class Communicator : public Vigil {
   void announce_failure(const std::string& why);
   std::string failure_text(int member);
   void prepare(const std::vector<int>& members);
+  template <class Body>
+  void run(const char* name, uint64_t& counter, double timeout, Body& body) {
+    const Deadline deadline(timeout < 0 ? this->timeout() : timeout);
+    Operation op(name, counter + 1, deadline);
+    begin(op);
+    try {
+      body(op);
+      counter += op.published();
+      world_->leave();
+    } catch (Error& error) {
+      error.during(op.name, op.seq, op.phase());
+      counter += op.published();
+      leave_by(error, op);
+      throw;
+    } catch (const std::bad_alloc&) {
+      counter += op.published();
+      Error error(Status::OutOfMemory, "private memory is used up");
+      leave_by(error.during(op.name, op.seq, op.phase()), op);
+      throw error;
+    } catch (...) {
+      counter += op.published();
+      leave_by(Error(Status::Failure, text("interrupted in ", op.name, " #", op.seq)), op);
+      throw;
+    }
+  }
   void begin(const Operation& op);
   void leave_by(const Error& error, const Operation& op);
   void leave_world(bool scratch_is_free);

@@ -221,4 +221,23 @@ TEST("two threads in one communicator are told apart") {
   });
 }
 
+TEST("a thread that is refused has touched nothing of what the other one uses") {
+  // For ThreadSanitizer.
+  test::on_ranks(1, test::local_config(true), [](Communicator& comm, const auto&) {
+    const auto gather = [&] {
+      for (int i = 0; i < 2000; ++i) {
+        char mine = 0, all = 0;
+        try {
+          all_gather(comm, &mine, &all, 1);
+        } catch (const Error& error) {
+          CHECK(error.status == Status::InvalidArgument);
+        }
+      }
+    };
+    std::thread other(gather);
+    gather();
+    other.join();
+  });
+}
+
 TEST_MAIN()
