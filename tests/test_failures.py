@@ -40,7 +40,14 @@ def first_cause_and_refusal(comm, call):
 
 
 def disagree_about(comm, field, values):
-    arguments = {"num_experts": 4, "hidden": 16, "max_tokens": 4, "topk": 2, "dtype": "bfloat16"}
+    arguments = {
+        "num_experts": 4,
+        "hidden": 16,
+        "max_tokens": 4,
+        "topk": 2,
+        "dtype": "bfloat16",
+        "results": 2,
+    }
     error = error_of(lambda: xccl.ExpertParallel(comm, **{**arguments, field: values[comm.rank]}))
     # All ranks know that there is no such object, so they may agree and try again.
     with xccl.ExpertParallel(comm, **arguments) as ep:
@@ -56,6 +63,7 @@ def disagree_about(comm, field, values):
         ("max_tokens", [4, 8, 4]),
         ("topk", [2, 1, 2]),
         ("dtype", ["bfloat16", "float16", "bfloat16"]),
+        ("results", [2, 3, 2]),
     ],
 )
 def test_different_arguments_are_a_mismatch_that_names_the_field_and_the_ranks(

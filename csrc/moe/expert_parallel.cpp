@@ -10,7 +10,7 @@ namespace xccl {
 
 // What members tell each other when an ExpertParallel is made.
 struct ExpertParallel::Card {
-  int64_t num_experts, hidden, max_tokens, topk, dtype, layout;
+  int64_t num_experts, hidden, max_tokens, topk, dtype, layout, results;
   uint64_t board_offset;
   RegionKey region;
   uint64_t oldest_open;  // all ExpertParallel objects made before this one are closed on that rank
@@ -56,6 +56,7 @@ void ExpertParallel::meet() {
                   shape_.topk,
                   static_cast<int64_t>(shape_.dtype),
                   static_cast<int64_t>(shape_.layout),
+                  shape_.results,
                   board_offset_,
                   memory_->region().key,
                   comm_->oldest_open()};
@@ -81,7 +82,8 @@ void ExpertParallel::require_agreement(const Card& mine, const std::vector<Card>
                                                                        {"max_tokens", &Card::max_tokens},
                                                                        {"topk", &Card::topk},
                                                                        {"dtype", &Card::dtype},
-                                                                       {"layout", &Card::layout}};
+                                                                       {"layout", &Card::layout},
+                                                                       {"results", &Card::results}};
   for (const auto& [name, field] : fields) {
     std::vector<int> differ;
     int64_t theirs = 0;
