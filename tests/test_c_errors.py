@@ -76,17 +76,17 @@ INVALID = {
         "the output overlaps the input",
     ),
     "no such root": (lambda c: lib.xccl_comm_broadcast(c, NULL, 0, 1, DEFAULT), "root"),
-    "no config": (lambda c: lib.xccl_ep_create(c, NULL, ffi.new("xccl_ep **")), "config is NULL"),
+    "no config": (lambda c: lib.xccl_ep_create(c, NULL, DEFAULT, ffi.new("xccl_ep **")), "config is NULL"),
     "a config without its _init": (
-        lambda c: lib.xccl_ep_create(c, ffi.new("xccl_ep_config *"), ffi.new("xccl_ep **")),
+        lambda c: lib.xccl_ep_create(c, ffi.new("xccl_ep_config *"), DEFAULT, ffi.new("xccl_ep **")),
         "size is 0",
     ),
     "an impossible shape": (
-        lambda c: lib.xccl_ep_create(c, ep_config(hidden=0), ffi.new("xccl_ep **")),
+        lambda c: lib.xccl_ep_create(c, ep_config(hidden=0), DEFAULT, ffi.new("xccl_ep **")),
         "hidden=0",
     ),
     "rows of a type that is not for rows": (
-        lambda c: lib.xccl_ep_create(c, ep_config(dtype=lib.XCCL_INT64), ffi.new("xccl_ep **")),
+        lambda c: lib.xccl_ep_create(c, ep_config(dtype=lib.XCCL_INT64), DEFAULT, ffi.new("xccl_ep **")),
         "dtype is 4",
     ),
     "rank without rank_count": (
@@ -121,7 +121,7 @@ def test_a_wrong_argument_is_named_and_breaks_nothing(alone, wrong):
 
 
 def test_what_the_core_refuses_it_calls_by_no_name_of_another_language(alone):
-    ep = made("xccl_ep", lib.xccl_ep_create, alone, ep_config(hidden=1, dtype=lib.XCCL_FLOAT32))
+    ep = made("xccl_ep", lib.xccl_ep_create, alone, ep_config(hidden=1, dtype=lib.XCCL_FLOAT32), DEFAULT)
     x, weights = np.ones((1, 1), np.float32), ffi.new("float[2]", [1, 1])
     nine = ffi.new("int32_t[2]", [0, 9])
     out = ffi.new("void **")
@@ -340,7 +340,7 @@ def test_closed_names_who_is_needed(either_provider):
 
 def exhaust(part):
     with joined(part) as comm:
-        ep = made("xccl_ep", lib.xccl_ep_create, comm, ep_config(results=1))
+        ep = made("xccl_ep", lib.xccl_ep_create, comm, ep_config(results=1), DEFAULT)
         arguments = (ep, NULL, 0, NULL, lib.XCCL_INT32, NULL, DEFAULT)
         first = made("xccl_result", lib.xccl_ep_dispatch, *arguments)
         with pytest.raises(CError, match="results") as caught:
@@ -409,7 +409,7 @@ ffi.memmove(memory, b"parent", 6)
 send = made("xccl_request", lib.xccl_comm_isend, comm, memory, 6, 0, 1)
 receive = made("xccl_request", lib.xccl_comm_irecv, comm, 0, 2, NULL, 0)
 view = made("xccl_view", lib.xccl_view_borrow, comm, 0, 1, DEFAULT)
-ep = made("xccl_ep", lib.xccl_ep_create, comm, ep_config())
+ep = made("xccl_ep", lib.xccl_ep_create, comm, ep_config(), DEFAULT)
 d = made("xccl_result", lib.xccl_ep_dispatch, ep, NULL, 0, NULL, lib.XCCL_INT32, NULL, DEFAULT)
 
 def in_the_child():
@@ -420,7 +420,7 @@ def in_the_child():
         lambda: lib.xccl_comm_iprobe(comm, 0, 1, ffi.new("xccl_message *")),
         lambda: lib.xccl_request_test(receive, NULL),
         lambda: lib.xccl_memory_alloc(comm, 1, OUT),
-        lambda: lib.xccl_ep_create(comm, ep_config(), ffi.cast("xccl_ep **", OUT)),
+        lambda: lib.xccl_ep_create(comm, ep_config(), DEFAULT, ffi.cast("xccl_ep **", OUT)),
         lambda: lib.xccl_ep_input_buffer(ep, 1, DEFAULT, OUT),
         lambda: lib.xccl_ep_combine(ep, NULL, d, NULL, DEFAULT, NULL),
         lambda: lib.xccl_result_output_buffer(d, DEFAULT, OUT),

@@ -66,7 +66,7 @@ def moe(part, narrow):
     kind = lib.XCCL_INT32 if narrow else lib.XCCL_INT64
     weights = as_type("float", batch.topk_weights)
     with joined(part) as comm:
-        ep = made("xccl_ep", lib.xccl_ep_create, comm, ep_config())
+        ep = made("xccl_ep", lib.xccl_ep_create, comm, ep_config(), DEFAULT)
         count = ffi.new("size_t *")
         ids = lib.xccl_ep_local_experts(ep, count)
         local = [ids[i] for i in range(count[0])]
@@ -147,7 +147,7 @@ def test_in_layout_token_each_token_comes_once(ranks):
 
 def destroy_in_a_strange_order(part):
     comm = created(part)
-    ep = made("xccl_ep", lib.xccl_ep_create, comm, ep_config())
+    ep = made("xccl_ep", lib.xccl_ep_create, comm, ep_config(), DEFAULT)
     batch = batch_of(part.rank, 2)
     d = made(
         "xccl_result",

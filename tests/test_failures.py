@@ -172,6 +172,21 @@ def test_a_timeout_says_when_the_late_rank_has_done_nothing_yet(either_provider,
     assert "rank 1: alive, in no XCCL call yet" in str(error)
 
 
+def make_alone(comm, folder):
+    if comm.rank == 1:
+        return wait_until(lambda: marked(folder, "late"), "rank 0 has given up")
+    error = error_of(open_ep, comm, timeout=0.2)
+    mark(folder, "late")
+    return error
+
+
+def test_making_an_expert_parallel_has_a_deadline_of_its_own(either_provider, tmp_path):
+    error = either_provider.run(make_alone, 2, tmp_path)[0]
+    assert type(error) is xccl.Timeout
+    assert (error.op, error.ranks) == ("ExpertParallel", [1])
+    assert "0.2 s" in str(error)
+
+
 # --- Ranks that leave ----------------------------------------------------------------------------------------
 
 

@@ -179,6 +179,7 @@ class ExpertParallel:
         np_dtype: np.dtype[Any],
         layout: str,
         results: int,
+        timeout: float,
     ) -> None: ...
     @property
     def local_experts(self) -> list[int]: ...

@@ -114,9 +114,9 @@ class Communicator(_core.Messages, Collectives):
     """A group of ranks that can reach each other's memory. Made by `xccl.init`.
 
     One thread at a time may use it; different communicators may be used by different threads at the same time.
-    Every blocking call takes `timeout=` in seconds and raises `Timeout`, `PeerLost`, `PeerFailed` or `Closed` with
-    the ranks concerned. After such an error inside a collective the communicator refuses further use with the
-    first cause. Use it in a `with` block: an exception that leaves the block is told to the other ranks.
+    Every blocking call but close() takes `timeout=` in seconds and raises `Timeout`, `PeerLost`, `PeerFailed` or
+    `Closed` with the ranks concerned. After such an error inside a collective the communicator refuses further use
+    with the first cause. Use it in a `with` block: an exception that leaves the block is told to the other ranks.
     """
 
     def __init__(self, native: _core.Communicator) -> None:

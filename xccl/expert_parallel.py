@@ -49,6 +49,7 @@ class ExpertParallel:
         layout: of d.x. "expert": one row per (token, expert), expert by expert, ready for a grouped GEMM. "token": each
             token once, and in `d.index` which of them each expert wants: a quarter of the bytes and less, for kernels
             that gather. Results go back expert by expert in both.
+        timeout: of the making, in seconds; the communicator's if not given.
 
     Raises:
         InvalidArgument, Mismatch, OutOfMemory (address space or memory; the message says what to change): `comm` stays
@@ -69,6 +70,8 @@ class ExpertParallel:
         combine_dtype: Any = None,
         layout: str = "expert",
         results: int = 2,
+        *,
+        timeout: float | None = None,
     ) -> None:
         if not isinstance(comm, Communicator):
             raise InvalidArgument(f"comm is a {type(comm).__name__}: expected an xccl.Communicator")
@@ -88,6 +91,7 @@ class ExpertParallel:
             np_dtype=self._dtype,
             layout=_layout(layout),
             results=whole("results", results),
+            timeout=deadline(timeout),
         )
         self.layout = layout
         self.comm = comm

@@ -49,14 +49,14 @@ xccl_status dispatch(const char* function, xccl_ep* handle, const void* x, const
 
 }  // namespace
 
-xccl_status xccl_ep_create(xccl_comm* comm, const xccl_ep_config* config, xccl_ep** ep_out) {
+xccl_status xccl_ep_create(xccl_comm* comm, const xccl_ep_config* config, double timeout, xccl_ep** ep_out) {
   return guarded(__func__, [&] {
     Comm& state = xccl::capi::in(comm);
     require(ep_out, "ep_out");
     const EpShape shape = shape_of(take(config, "config", ep_defaults()));
     auto handle = std::make_unique<xccl_ep>();
     handle->state = comm->state;
-    handle->ep = std::make_shared<ExpertParallel>(state.communicator, shape);
+    handle->ep = std::make_shared<ExpertParallel>(state.communicator, shape, seconds(timeout));
     const Placement& placement = handle->ep->placement();
     const int rank = state.communicator->rank();
     for (int position = placement.first(rank); position < placement.first(rank + 1); ++position)

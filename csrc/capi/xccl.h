@@ -486,7 +486,7 @@ void xccl_ep_config_init(xccl_ep_config* config, size_t size);
  * XCCL_OUT_OF_MEMORY, of memory or address space. These leave the communicator usable; those that follow end it, as in
  * any collective: XCCL_TIMEOUT, XCCL_PEER_LOST, XCCL_PEER_FAILED, XCCL_CLOSED, XCCL_MISMATCH of ranks that are in other
  * calls, XCCL_FAILURE. Give it back with xccl_ep_destroy(). */
-xccl_status xccl_ep_create(xccl_comm* comm, const xccl_ep_config* config, xccl_ep** ep_out);
+xccl_status xccl_ep_create(xccl_comm* comm, const xccl_ep_config* config, double timeout, xccl_ep** ep_out);
 
 /* Global numbers of the experts hosted here, in the order of xccl_result_counts(); `count_out` gets how many.
  * Valid as long as the xccl_ep. */

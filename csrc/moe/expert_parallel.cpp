@@ -23,7 +23,7 @@ uint64_t next_serial() {
 }
 }  // namespace
 
-ExpertParallel::ExpertParallel(std::shared_ptr<Communicator> comm, const EpShape& shape)
+ExpertParallel::ExpertParallel(std::shared_ptr<Communicator> comm, const EpShape& shape, double timeout)
     : comm_(std::move(comm)),
       shape_(shape),
       placement_(static_cast<int>(shape.num_experts), comm_->size()),
@@ -33,7 +33,7 @@ ExpertParallel::ExpertParallel(std::shared_ptr<Communicator> comm, const EpShape
   comm_->require_usable();
   memory_ = std::make_shared<EpMemory>(comm_->share_world(), shape_, placement_, comm_->rank());
   board_offset_ = comm_->world().allocate_lines(Board::bytes(comm_->size()));
-  meet();
+  meet(timeout);
 }
 
 ExpertParallel::~ExpertParallel() {
@@ -48,7 +48,7 @@ void ExpertParallel::leave() {
   comm_->retire(id_, {{{board_offset_, Board::bytes(comm_->size())}}, {}});
 }
 
-void ExpertParallel::meet() {
+void ExpertParallel::meet(double timeout) {
   const auto give_lines_back = [&] { comm_->world().free_lines(board_offset_, Board::bytes(comm_->size())); };
   const Card mine{shape_.num_experts,
                   shape_.hidden,
@@ -62,7 +62,7 @@ void ExpertParallel::meet() {
                   comm_->oldest_open()};
   std::vector<Card> cards(static_cast<size_t>(comm_->size()));
   try {
-    all_gather(*comm_, &mine, cards.data(), sizeof mine, -1, Collective::expert_parallel);
+    all_gather(*comm_, &mine, cards.data(), sizeof mine, timeout, Collective::expert_parallel);
   } catch (...) {
     if (!comm_->broken()) give_lines_back();  // else somebody may know them, and write there
     throw;

@@ -33,8 +33,9 @@ struct Dispatched {
 
 class ExpertParallel {
  public:
-  // Collective. InvalidArgument for a shape that cannot be; Mismatch when ranks disagree, naming the argument.
-  ExpertParallel(std::shared_ptr<Communicator> comm, const EpShape& shape);
+  // Collective. InvalidArgument for a shape that cannot be; Mismatch when ranks disagree, naming the argument. Other
+  // errors: those of all_gather. timeout < 0: the default.
+  ExpertParallel(std::shared_ptr<Communicator> comm, const EpShape& shape, double timeout = -1);
   ~ExpertParallel();
 
   const EpShape& shape() const { return shape_; }
@@ -68,7 +69,7 @@ class ExpertParallel {
 
   void require_open() const;
   void require_ours(const Dispatched& result) const;
-  void meet();
+  void meet(double timeout);
   void require_agreement(const Card& mine, const std::vector<Card>& cards) const;
   void connect(const std::vector<Card>& cards);
   // Gives back what this rank has in it.

@@ -45,10 +45,10 @@ struct PyResult {
 
 class PyExpertParallel {
  public:
-  PyExpertParallel(std::shared_ptr<Communicator> comm, const EpShape& shape, py::dtype dtype)
+  PyExpertParallel(std::shared_ptr<Communicator> comm, const EpShape& shape, py::dtype dtype, double timeout)
       : dtype_(std::move(dtype)) {
     const Blocking blocking;
-    native_ = std::make_unique<ExpertParallel>(std::move(comm), shape);
+    native_ = std::make_unique<ExpertParallel>(std::move(comm), shape, timeout);
   }
 
   py::array input_buffer(int64_t tokens, double timeout) {
@@ -168,13 +168,13 @@ void bind_expert_parallel(py::module_& m) {
   py::class_<PyExpertParallel>(m, "ExpertParallel")
       .def(py::init([](std::shared_ptr<Communicator> comm, int64_t num_experts, int64_t hidden,
                        int64_t max_tokens, int64_t topk, const std::string& dtype, py::dtype np_dtype,
-                       const std::string& layout, int64_t results) {
+                       const std::string& layout, int64_t results, double timeout) {
              return std::make_unique<PyExpertParallel>(
                  std::move(comm), make_shape(num_experts, hidden, max_tokens, topk, dtype, layout, results),
-                 std::move(np_dtype));
+                 std::move(np_dtype), timeout);
            }),
            py::arg("comm"), py::arg("num_experts"), py::arg("hidden"), py::arg("max_tokens"), py::arg("topk"),
-           py::arg("dtype"), py::arg("np_dtype"), py::arg("layout"), py::arg("results"))
+           py::arg("dtype"), py::arg("np_dtype"), py::arg("layout"), py::arg("results"), py::arg("timeout"))
       .def_property_readonly("local_experts", &PyExpertParallel::local_experts)
       .def_property_readonly("closed", &PyExpertParallel::closed)
       .def("input_buffer", &PyExpertParallel::input_buffer, py::arg("n"), py::arg("timeout"))

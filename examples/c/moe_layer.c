@@ -112,7 +112,7 @@ int main(int argc, char** argv) {
   config.max_tokens = MAX_TOKENS;
   config.topk = TOPK;
   config.dtype = XCCL_FLOAT32;
-  must(xccl_ep_create(comm, &config, &ep));
+  must(xccl_ep_create(comm, &config, XCCL_DEFAULT_TIMEOUT, &ep));
   for (pass = 0; pass < LAYERS; ++pass) worst = fmaxf(worst, layer(ep, xccl_comm_rank(comm), pass, tokens));
   must(xccl_comm_all_reduce(comm, &worst, 1, XCCL_FLOAT32, XCCL_MAX, XCCL_DEFAULT_TIMEOUT, &worst));
   if (xccl_comm_rank(comm) == 0)

@@ -32,7 +32,7 @@ static float through_experts(xccl_comm* comm, int rank) {
   xccl_ep_config_init(&config, sizeof config);
   config.num_experts = 4, config.hidden = 4, config.max_tokens = 1, config.topk = 2,
   config.dtype = XCCL_FLOAT32;
-  must(xccl_ep_create(comm, &config, &ep));
+  must(xccl_ep_create(comm, &config, XCCL_DEFAULT_TIMEOUT, &ep));
   must(xccl_ep_dispatch(ep, x, 1, experts, XCCL_INT32, weights, XCCL_DEFAULT_TIMEOUT, &result));
   size_t local, i;
   int64_t row = 0, n;

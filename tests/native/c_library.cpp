@@ -76,7 +76,7 @@ TEST("results are destroyed in other threads, while the next dispatch is under w
     config.results = 4;
     config.dtype = XCCL_FLOAT32;
     xccl_ep* ep;
-    must(xccl_ep_create(comm, &config, &ep));
+    must(xccl_ep_create(comm, &config, XCCL_DEFAULT_TIMEOUT, &ep));
     std::thread last;
     for (int round = 0; round < 20; ++round) {
       const float x[3] = {1, 2, static_cast<float>(round)}, weight = 2;
