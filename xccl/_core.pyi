@@ -34,9 +34,9 @@ def plan(
     size: int,
     rank: int,
     tokens: int,
-    rows: int,
+    rows: int | None,
     in_place: bool,
-) -> list[tuple[str, int, int, str]]: ...
+) -> tuple[int, list[tuple[str, int, int, str]]]: ...
 
 ANY_SOURCE: int
 ANY_TAG: int

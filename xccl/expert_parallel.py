@@ -6,7 +6,6 @@ Thin: names, shapes, defaults and documentation; the work is in csrc/moe/. The p
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -254,11 +253,8 @@ class ExpertParallel:
         tokens = max_tokens if tokens is None else whole("tokens", tokens, 0, max_tokens)
         if rows is not None:
             rows = whole("rows", rows, 0, size * max_tokens * topk)
-        else:
-            local = num_experts // size + (rank < num_experts % size)
-            rows = math.ceil(size * tokens * topk * local / num_experts)
         name = _row_dtype(dtype).name
-        lines = _core.plan(
+        rows, lines = _core.plan(
             num_experts,
             hidden,
             max_tokens,

@@ -188,14 +188,16 @@ void bind_expert_parallel(py::module_& m) {
   m.def(
       "plan",
       [](int64_t num_experts, int64_t hidden, int64_t max_tokens, int64_t topk, const std::string& dtype,
-         const std::string& layout, int64_t results, int size, int rank, uint64_t tokens, uint64_t rows,
-         bool in_place) {
-        py::list out;
+         const std::string& layout, int64_t results, int size, int rank, uint64_t tokens,
+         std::optional<uint64_t> given_rows, bool in_place) {
+        const EpShape shape = make_shape(num_experts, hidden, max_tokens, topk, dtype, layout, results);
+        check(shape, size);
+        const uint64_t rows = given_rows ? *given_rows : even_rows(shape, size, rank, tokens);
+        py::list lines;
         for (const PlanLine& line :
-             plan(make_shape(num_experts, hidden, max_tokens, topk, dtype, layout, results), size, rank,
-                  {tokens, rows, in_place}, PointToPoint::annex_bytes(size)))
-          out.append(py::make_tuple(line.what, line.committed, line.reserved, line.shrink));
-        return out;
+             plan(shape, size, rank, {tokens, rows, in_place}, PointToPoint::annex_bytes(size)))
+          lines.append(py::make_tuple(line.what, line.committed, line.reserved, line.shrink));
+        return py::make_tuple(rows, lines);
       },
       py::arg("num_experts"), py::arg("hidden"), py::arg("max_tokens"), py::arg("topk"), py::arg("dtype"),
       py::arg("layout"), py::arg("results"), py::arg("size"), py::arg("rank"), py::arg("tokens"),
