@@ -360,6 +360,31 @@ def test_messages_are_borrowed_and_given_back(ranks):
     assert ranks.run(views, 2) == [True, True]
 
 
+def unshowable(comm):
+    comm.send(np.arange(8, dtype=np.uint8), comm.rank)
+    for options, text in [
+        ({"dtype": object}, "Python objects"),
+        ({"dtype": "f4,O"}, "Python objects"),
+        ({"dtype": "S"}, "no bytes"),
+        ({"dtype": "V", "shape": 8}, "no bytes"),
+        ({"dtype": [("twice", "i4"), ("twice", "i4")]}, "is not a dtype"),
+        ({"shape": (1.5,)}, "shape=1.5: expected a whole number"),
+        ({"shape": "abc"}, "shape='abc': expected"),
+        ({"shape": -1}, "shape=-1: expected 0"),
+        ({"shape": (2**61 + 1, 8)}, "too big"),
+        ({"shape": (0, 2**62), "dtype": "int64"}, "too big"),
+        ({"shape": [1] * 100}, "maximum supported dimension"),
+    ]:
+        with pytest.raises(xccl.InvalidArgument, match=text):
+            comm.recv_view(comm.rank, **options)
+    with comm.recv_view(comm.rank, dtype="(2,)i2", shape=(1, 2)) as view:
+        return view.tolist()
+
+
+def test_a_view_that_numpy_cannot_show_is_refused_and_the_message_stays(processes):
+    assert processes.run(unshowable, 1) == [[[[0x100, 0x302], [0x504, 0x706]]]]
+
+
 def wrong_arguments(comm):
     x = np.zeros(4, np.float32)
     read_only = np.zeros(4)

@@ -1,6 +1,6 @@
 """Arrays: `xccl.Array`, dtypes by name, and taking arrays of other libraries without a copy.
 
-Used by communicator.py and expert_parallel.py. Not here: the memory itself (Communicator.empty).
+Used by communicator.py, expert_parallel.py and csrc/python/hot.cpp. Not here: the memory itself (Communicator.empty).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import ml_dtypes
 import numpy as np
 
 from xccl import _core
+from xccl.arguments import dimensions, refuse_objects
 from xccl.errors import InvalidArgument
 
 BFLOAT16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
@@ -52,12 +53,31 @@ def as_dtype(dtype: Any) -> np.dtype[Any]:
         return BFLOAT16
     try:
         return np.dtype(dtype if name is None else name)
-    except TypeError:
+    except (TypeError, ValueError):
         raise InvalidArgument(f"dtype={dtype!r} is not a dtype that numpy or ml_dtypes knows") from None
 
 
 def _is_foreign(dtype: Any) -> bool:
     return type(dtype).__module__.partition(".")[0] == "torch"
+
+
+def view_format(dtype: Any, shape: Any) -> tuple[np.dtype[Any], list[int] | None, int]:
+    """As what `recv_view` shows a message: dtype, shape, and the bytes of all of it; without a shape, of an element.
+
+    Raises InvalidArgument for whatever numpy could not show, so that no message is taken for it.
+    """
+    found = as_dtype("uint8" if dtype is None else dtype)
+    refuse_objects("dtype", found)
+    if found.itemsize == 0:
+        raise InvalidArgument(f"dtype={dtype!r}: its elements have no bytes; give their size, such as 'S8'")
+    if shape is None:
+        return found, None, found.itemsize
+    dims = dimensions("shape", shape)
+    try:  # numpy's own limits, asked with an array that lies in one element
+        like = np.ndarray(dims, found, buffer=bytes(found.itemsize), strides=[0] * len(dims))
+    except ValueError as error:
+        raise InvalidArgument(f"shape={shape!r}, dtype={dtype!r}: {error}") from None
+    return found, dims, like.nbytes
 
 
 def as_array(name: str, value: Any) -> np.ndarray[Any, Any]:

@@ -235,46 +235,52 @@ PyObject* iprobe(PyObject* self, PyObject* const* args, Py_ssize_t count, PyObje
   });
 }
 
+// As what a view shows its message. Checked as a whole before a message is taken for it.
+struct ViewFormat {
+  py::dtype dtype = py::dtype::of<uint8_t>();
+  std::optional<std::vector<py::ssize_t>> shape;  // none: one dimension, as long as the message
+  uint64_t bytes = 1;                             // of all, or of one element where there is no shape
+
+  ViewFormat(PyObject* dtype_given, PyObject* shape_given) {
+    if (!dtype_given && !shape_given) return;
+    const auto or_none = [](PyObject* given) { return py::handle(given ? given : Py_None); };
+    const py::tuple checked =
+        py::module_::import("xccl.array").attr("view_format")(or_none(dtype_given), or_none(shape_given));
+    dtype = checked[0].cast<py::dtype>();
+    shape = checked[1].cast<std::optional<std::vector<py::ssize_t>>>();
+    bytes = checked[2].cast<uint64_t>();
+  }
+  std::vector<py::ssize_t> shape_of(uint64_t message_bytes) const {
+    return shape ? *shape : std::vector<py::ssize_t>{static_cast<py::ssize_t>(message_bytes / bytes)};
+  }
+};
+
 PyObject* recv_view(PyObject* self, PyObject* const* args, Py_ssize_t count, PyObject* keywords) {
   return guarded([&] {
     static constexpr const char* names[] = {"src", "tag", "dtype", "shape", "timeout"};
     const Arguments given("recv_view", names, 5, 0, args, count, keywords);
     const int src = given.integer(0, any_source), tag = given.integer(1, any_tag);
-    py::dtype dtype = py::dtype::of<uint8_t>();
-    if (given.given(2)) dtype = py::module_::import("xccl.array").attr("as_dtype")(py::handle(given[2]));
-    std::vector<py::ssize_t> shape;
-    if (given.given(3)) {
-      if (PyIndex_Check(given[3]))
-        shape.push_back(given.integer(3, 0));
-      else
-        shape = py::cast<std::vector<py::ssize_t>>(py::handle(given[3]));
-    }
+    const ViewFormat format(given[2], given[3]);
     const double timeout = given.timeout(4);
     const auto& p2p = p2p_of(self);
     // What the view cannot be shown as must be known before the message is taken.
-    uint64_t elements = 1;
-    for (const py::ssize_t dim : shape) {
-      if (dim < 0) fail(Status::InvalidArgument, "shape has a negative dimension");
-      elements *= static_cast<uint64_t>(dim);
-    }
     if (const auto info = given.given(2) || given.given(3) ? std::optional([&] {
           const ShortCall call(0);
           return p2p->probe(src, tag, timeout);
         }())
                                                            : std::nullopt) {
-      const auto item = static_cast<uint64_t>(dtype.itemsize());
-      if (given.given(3) ? elements * item != info->bytes : info->bytes % item != 0)
+      if (format.shape ? info->bytes != format.bytes : info->bytes % format.bytes != 0)
         fail(Status::InvalidArgument, "a message of ", info->bytes, " bytes is not ",
-             given.given(3) ? "an array of this shape and dtype " : "made of elements of dtype ",
-             std::string(py::str(dtype)), "; it stays for another receive");
+             format.shape ? "an array of this shape and dtype " : "made of elements of dtype ",
+             std::string(py::str(format.dtype)), "; it stays for another receive");
     }
     std::shared_ptr<View> view;
     {
       const ShortCall call(0);
       view = p2p->recv_view(src, tag, timeout);
     }
-    if (!given.given(3)) shape = {static_cast<py::ssize_t>(view->info.bytes) / dtype.itemsize()};
-    return make_view(p2p, std::move(view), dtype, std::move(shape));
+    const uint64_t bytes = view->info.bytes;
+    return make_view(p2p, std::move(view), format.dtype, format.shape_of(bytes));
   });
 }
 
