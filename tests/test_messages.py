@@ -6,6 +6,7 @@ import hashlib
 import os
 import random
 import signal
+import sys
 import threading
 import time
 from typing import Any
@@ -15,6 +16,7 @@ import hypothesis.strategies as st
 import ml_dtypes
 import numpy as np
 import pytest
+from ranks import mark, marked, wait_until
 
 import xccl
 from xccl import _core
@@ -465,6 +467,40 @@ def progress_in_other_calls(comm):
 
 def test_messages_go_on_inside_other_calls_also_of_other_communicators(ranks):
     assert ranks.run(progress_in_other_calls, 2) == [True, True]
+
+
+def made_while_a_request_ends(comm, folder):
+    sub, native = comm.split(0), comm._native.split(0, 0, -1.0)
+    if comm.rank == 1:
+        wait_until(lambda: marked(folder, "spinning"), "rank 0 keeps the GIL")
+        comm.recv(np.empty(20_000), 0)
+        sub.barrier()
+        xccl.Communicator(native).close()
+        sub.close()
+        return True
+    request = comm.isend(np.ones(20_000), 1)
+    waiting = threading.Thread(target=sub.barrier)
+    waiting.start()
+    time.sleep(0.2)  # it is in the barrier, and goes on with the message there
+    interval = sys.getswitchinterval()
+    mark(folder, "spinning")
+    sys.setswitchinterval(1000)
+    try:
+        # Keeps the GIL, which the other thread needs now in order to let go of the array.
+        give_up = time.monotonic() + 30
+        while not request.done and time.monotonic() < give_up:
+            pass
+        made = xccl.Communicator(native)
+    finally:
+        sys.setswitchinterval(interval)
+    waiting.join()
+    made.close()
+    sub.close()
+    return request.done
+
+
+def test_a_communicator_is_made_while_another_thread_lets_go_of_an_array(processes, tmp_path):
+    assert processes.run(made_while_a_request_ends, 2, tmp_path) == [True, True]
 
 
 def lost_peer(comm):

@@ -284,15 +284,29 @@ PyObject* recv_view(PyObject* self, PyObject* const* args, Py_ssize_t count, PyO
   });
 }
 
+void drop(Messages& self) {
+  auto* held = std::exchange(self.p2p, nullptr);
+  if (!held) return;
+  let_go(*held);
+  delete held;
+}
+
+// Without the GIL: registering waits for a thread that is making progress on other communicators' messages, and that
+// may be waiting for the GIL in order to let go of an array.
+std::shared_ptr<PointToPoint> make_messages(std::shared_ptr<Communicator> comm) {
+  const py::gil_scoped_release without_gil;
+  return std::make_shared<PointToPoint>(std::move(comm));
+}
+
 // The rest of the life of the native object; called by xccl.Communicator.
 int initialise(PyObject* self, PyObject* args, PyObject*) {
   PyObject* done = guarded([&]() -> PyObject* {
     PyObject* native = nullptr;
     if (!PyArg_ParseTuple(args, "O", &native)) throw py::error_already_set();
-    auto& held = reinterpret_cast<Messages*>(self)->p2p;
-    auto comm = py::cast<std::shared_ptr<Communicator>>(py::handle(native));
-    delete std::exchange(held, nullptr);
-    held = new std::shared_ptr<PointToPoint>(std::make_shared<PointToPoint>(std::move(comm)));
+    auto& messages = *reinterpret_cast<Messages*>(self);
+    drop(messages);
+    auto made = make_messages(py::cast<std::shared_ptr<Communicator>>(py::handle(native)));
+    messages.p2p = new std::shared_ptr<PointToPoint>(std::move(made));
     Py_RETURN_NONE;
   });
   Py_XDECREF(done);
@@ -309,10 +323,7 @@ PyObject* close_messages(PyObject* self, PyObject*) {
 
 void deallocate(PyObject* self) {
   PyTypeObject* type = Py_TYPE(self);
-  if (auto* held = reinterpret_cast<Messages*>(self)->p2p) {
-    let_go(*held);
-    delete held;
-  }
+  drop(*reinterpret_cast<Messages*>(self));
   type->tp_free(self);
   Py_DECREF(type);
 }
