@@ -362,6 +362,37 @@ def test_messages_are_borrowed_and_given_back(ranks):
     assert ranks.run(views, 2) == [True, True]
 
 
+def kept_array(comm):
+    first, others = np.full(4000, 1, np.uint8), np.full(4000, 9, np.uint8)
+    if comm.rank == 0:
+        comm.send(first, 1, tag=1)
+        lent = comm.empty(100_000, "uint8")
+        lent[:] = 1
+        request = comm.isend(lent, 1, tag=2)
+        comm.barrier()
+        for _ in range(600):  # more than there is room for, beside what rank 1 still holds
+            comm.send(others, 1)
+        if comm._native.direct:
+            assert not request.test()
+        comm.barrier()
+        request.wait()
+        return True
+    buffered, announced = comm.recv_view(0, tag=1).array, comm.recv_view(0, tag=2).array[5:]
+    comm.barrier()
+    y = np.empty(4000, np.uint8)
+    for _ in range(600):
+        comm.recv(y, 0, tag=0)
+    comm.barrier()
+    assert (buffered == 1).all()
+    assert (announced == 1).all()
+    del buffered, announced
+    return True
+
+
+def test_an_array_whose_view_was_dropped_keeps_the_message(ranks):
+    assert ranks.run(kept_array, 2) == [True, True]
+
+
 def unshowable(comm):
     comm.send(np.arange(8, dtype=np.uint8), comm.rank)
     for options, text in [

@@ -92,7 +92,7 @@ PyType_Spec request_spec = {"xccl.Request", sizeof(RequestObject), 0,
 
 struct ViewObject {
   PyObject_HEAD std::shared_ptr<PointToPoint> p2p;
-  std::shared_ptr<View> view;  // null once released; arrays over it keep the memory, but not what it holds
+  std::shared_ptr<View> view;  // null once released; arrays then keep the memory, but not what it holds
   MessageInfo info;
   PyObject* array;  // null once released
 };
@@ -109,18 +109,20 @@ PyObject* view_array(PyObject* self) {
   return Py_NewRef(array);
 }
 
-void give_back(ViewObject& held) {
+// The message goes back when the last array over it has gone, or at once if it is released.
+void let_go_of_message(ViewObject& held) {
   Py_CLEAR(held.array);
   if (!held.view) return;
-  // release: what was read of the message was read before.
-  held.view->released.store(true, std::memory_order_release);
   held.view.reset();
   held.p2p->try_advance();  // tells the sender
 }
 
 PyObject* view_enter(PyObject* self, PyObject*) { return view_array(self); }
 PyObject* view_release(PyObject* self, PyObject*) {
-  give_back(view_of(self));
+  ViewObject& held = view_of(self);
+  // release: what was read of the message was read before.
+  if (held.view) held.view->released.store(true, std::memory_order_release);
+  let_go_of_message(held);
   Py_RETURN_NONE;
 }
 PyObject* view_exit(PyObject* self, PyObject* const*, Py_ssize_t) { return view_release(self, nullptr); }
@@ -132,7 +134,7 @@ PyObject* view_nbytes(PyObject* self, void*) { return PyLong_FromUnsignedLongLon
 void view_deallocate(PyObject* self) {
   PyTypeObject* type = Py_TYPE(self);
   ViewObject& held = view_of(self);
-  give_back(held);
+  let_go_of_message(held);
   std::destroy_at(&held.view);
   let_go(held.p2p);
   std::destroy_at(&held.p2p);
@@ -162,8 +164,10 @@ PyType_Slot view_slots[] = {
     {Py_tp_dealloc, reinterpret_cast<void*>(view_deallocate)},
     {Py_tp_doc,
      const_cast<char*>(
-         "A borrowed message; `with view as array:` releases it at the end of the block. It is valid "
-         "until then, or until its communicator is closed.")},
+         "A borrowed message; `with view as array:` releases it at the end of the block. Without a "
+         "block it goes\nback with release(), or with the view and all arrays over it. It is valid until "
+         "then, or until "
+         "its communicator is closed.")},
     {0, nullptr},
 };
 PyType_Spec view_spec = {"xccl.View", sizeof(ViewObject), 0,
