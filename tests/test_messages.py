@@ -534,6 +534,54 @@ def test_a_communicator_is_made_while_another_thread_lets_go_of_an_array(process
     assert processes.run(made_while_a_request_ends, 2, tmp_path) == [True, True]
 
 
+def another_thread_runs(comm):
+    """Whether one did during an irecv that finds its message, and during tests of one that is streamed."""
+    nbytes, rounds = 1 << 26, 20
+    if comm.rank == 0:
+        x = comm.empty(nbytes, "uint8")
+        x[:] = 1
+        for _ in range(rounds):
+            comm.send(x, 1, tag=1)
+        comm.send(np.ones(nbytes, np.uint8), 1, tag=2)
+        return [True, True]
+    turns, ends = [0], threading.Event()
+
+    def take_turns():
+        while not ends.is_set():
+            turns[0] += 1
+            time.sleep(0)  # hands over the GIL
+
+    def turns_during(call, *args):
+        before = turns[0]
+        result = call(*args)
+        return turns[0] - before, result
+
+    y, interval = np.zeros(nbytes, np.uint8), sys.getswitchinterval()
+    thread = threading.Thread(target=take_turns)
+    thread.start()
+    sys.setswitchinterval(1000)  # so another thread runs only when a call lets it
+    try:
+        received = tested = 0
+        for _ in range(rounds):
+            comm.probe(0, tag=1)
+            ran, request = turns_during(comm.irecv, y, 0, 1)
+            received += ran
+            request.wait()
+        request, done = comm.irecv(y, 0, 2), False
+        while not done:
+            ran, done = turns_during(request.test)
+            tested += ran
+    finally:
+        ends.set()
+        sys.setswitchinterval(interval)
+        thread.join()
+    return [received > 0, tested > 0]
+
+
+def test_another_thread_runs_while_much_is_copied(processes):
+    assert processes.run(another_thread_runs, 2) == [[True, True]] * 2
+
+
 def lost_peer(comm):
     if comm.rank == 1:
         comm.barrier()

@@ -173,7 +173,13 @@ PyObject* isend(PyObject* self, PyObject* const* args, Py_ssize_t count, PyObjec
     const ArrayArgument array("array", given[0], false);
     const int dst = given.integer(1, 0), tag = given.integer(2, 0);
     const auto& p2p = p2p_of(self);
-    return make_request(p2p, p2p->isend(array.data, array.bytes, dst, tag, array.keep()));
+    auto kept = array.keep();
+    std::shared_ptr<Request> request;
+    {
+      const ShortCall call(array.bytes);
+      request = p2p->isend(array.data, array.bytes, dst, tag, std::move(kept));
+    }
+    return make_request(p2p, std::move(request));
   });
 }
 
@@ -184,7 +190,13 @@ PyObject* irecv(PyObject* self, PyObject* const* args, Py_ssize_t count, PyObjec
     const ArrayArgument array("array", given[0], true);
     const int src = given.integer(1, any_source), tag = given.integer(2, any_tag);
     const auto& p2p = p2p_of(self);
-    return make_request(p2p, p2p->irecv(array.data, array.bytes, src, tag, array.keep()));
+    auto kept = array.keep();
+    std::shared_ptr<Request> request;
+    {
+      const ShortCall call(array.bytes);
+      request = p2p->irecv(array.data, array.bytes, src, tag, std::move(kept));
+    }
+    return make_request(p2p, std::move(request));
   });
 }
 

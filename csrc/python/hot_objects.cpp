@@ -44,8 +44,12 @@ PyObject* request_wait(PyObject* self, PyObject* const* args, Py_ssize_t count, 
 PyObject* request_test(PyObject* self, PyObject*) {
   return guarded([&]() -> PyObject* {
     RequestObject& held = request_of(self);
-    const ShortCall call(0);
-    return PyBool_FromLong(held.p2p->test(*held.request));
+    bool finished = false;
+    {
+      const ShortCall call(held.request->bytes);
+      finished = held.p2p->test(*held.request);
+    }
+    return PyBool_FromLong(finished);
   });
 }
 
