@@ -54,7 +54,8 @@ class PointToPoint : public Engine, private RecordHandler {
   MessageInfo probe(int src, int tag, double timeout = -1);
   std::optional<MessageInfo> iprobe(int src, int tag);
   // Borrows a message where it lies. Set `released`, or drop the view, and the sender may go on.
-  std::shared_ptr<View> recv_view(int src, int tag, double timeout = -1);
+  // InvalidArgument leaves a message that has not the size.
+  std::shared_ptr<View> recv_view(int src, int tag, double timeout = -1, const ViewSize& size = {});
 
   // Not collective: waits, within the deadline, until what this rank has sent needs its help no more.
   void close();

@@ -12,11 +12,24 @@ bool is_streamed(const Payload& offer) { return offer[p2p_record::offset] == p2p
 
 RegionKey key_of(const Payload& record) { return {{record[p2p_record::key0], record[p2p_record::key1]}}; }
 
-Error truncated(const Message& message, uint64_t room, int job_rank) {
-  return Error(Status::Truncated,
-               text("a message of ", message.bytes, " bytes from rank ", job_rank, " with tag ", message.tag,
-                    " does not fit in ", room, " bytes; it stays for a larger receive"),
-               {job_rank});
+// Why a receive does not get the message that it has met: it fails, and the message stays.
+std::optional<Error> refusal(const Request& request, const Message& message, int job_rank) {
+  const auto error = [&](Status status, auto... why) {
+    return Error(status,
+                 text("a message of ", message.bytes, " bytes from rank ", job_rank, " with tag ",
+                      message.tag, why...),
+                 {job_rank});
+  };
+  if (!request.wants_view) {
+    if (message.bytes <= request.bytes) return std::nullopt;
+    return error(Status::Truncated, " does not fit in ", request.bytes,
+                 " bytes; it stays for a larger receive");
+  }
+  const ViewSize& size = request.view_size;
+  if (size.admits(message.bytes)) return std::nullopt;
+  const char* what = size.exactly ? " is not an array of " : " is not made of elements of ";
+  return error(Status::InvalidArgument, what, size.exactly.value_or(size.multiple_of),
+               " bytes; it stays for another receive");
 }
 
 }  // namespace
@@ -56,12 +69,13 @@ std::shared_ptr<Request> PointToPoint::irecv(void* data, uint64_t capacity, int 
   return request;
 }
 
-std::shared_ptr<View> PointToPoint::recv_view(int src, int tag, double timeout) {
+std::shared_ptr<View> PointToPoint::recv_view(int src, int tag, double timeout, const ViewSize& size) {
   Request request;
   request.kind = Request::Kind::receive;
   request.peer = src;
   request.tag = tag;
   request.wants_view = true;
+  request.view_size = size;
   {
     const Frame frame(*this, "recv_view");
     check_peer("source", src, true);
@@ -129,8 +143,8 @@ bool PointToPoint::take_if_there(Request& request) {
     from.held = true;
     return false;
   }
-  if (!request.wants_view && found->bytes > request.bytes) {
-    fail_request(request, truncated(*found, request.bytes, from.job_rank()));
+  if (auto refused = refusal(request, *found, from.job_rank())) {
+    fail_request(request, std::move(*refused));
     return true;
   }
   const auto message = matching_.take(*found);
@@ -163,8 +177,8 @@ bool PointToPoint::match_posted(Message& message) {
       return false;
     }
     matching_.remove(*request);
-    if (!request->wants_view && message.bytes > request->bytes) {
-      fail_request(*request, truncated(message, request->bytes, from.job_rank()));
+    if (auto refused = refusal(*request, message, from.job_rank())) {
+      fail_request(*request, std::move(*refused));
       continue;
     }
     deliver(*request, message);

@@ -27,6 +27,14 @@ struct MessageInfo {
   uint64_t bytes = 0;
 };
 
+// The sizes that a view may have: any, exactly one, or multiples of one. A message of another is refused, and stays.
+struct ViewSize {
+  std::optional<uint64_t> exactly;
+  uint64_t multiple_of = 1;
+
+  bool admits(uint64_t bytes) const { return exactly ? bytes == *exactly : bytes % multiple_of == 0; }
+};
+
 // A message borrowed where it lies. Readable until it is released.
 struct View {
   const std::byte* data = nullptr;
@@ -62,6 +70,7 @@ struct Request : Linked<Request> {
   uint64_t id = 0;     // of an offer, on its channel
   uint64_t moved = 0;  // bytes streamed so far
   bool wants_view = false;
+  ViewSize view_size;
   std::shared_ptr<View> view;
   MessageInfo info;
   std::optional<Error> error;

@@ -251,7 +251,7 @@ PyObject* iprobe(PyObject* self, PyObject* const* args, Py_ssize_t count, PyObje
 struct ViewFormat {
   py::dtype dtype = py::dtype::of<uint8_t>();
   std::optional<std::vector<py::ssize_t>> shape;  // none: one dimension, as long as the message
-  uint64_t bytes = 1;                             // of all, or of one element where there is no shape
+  ViewSize size;
 
   ViewFormat(PyObject* dtype_given, PyObject* shape_given) {
     if (!dtype_given && !shape_given) return;
@@ -260,10 +260,15 @@ struct ViewFormat {
         py::module_::import("xccl.array").attr("view_format")(or_none(dtype_given), or_none(shape_given));
     dtype = checked[0].cast<py::dtype>();
     shape = checked[1].cast<std::optional<std::vector<py::ssize_t>>>();
-    bytes = checked[2].cast<uint64_t>();
+    const auto bytes = checked[2].cast<uint64_t>();
+    if (shape)
+      size.exactly = bytes;
+    else
+      size.multiple_of = bytes;
   }
   std::vector<py::ssize_t> shape_of(uint64_t message_bytes) const {
-    return shape ? *shape : std::vector<py::ssize_t>{static_cast<py::ssize_t>(message_bytes / bytes)};
+    if (shape) return *shape;
+    return {static_cast<py::ssize_t>(message_bytes / size.multiple_of)};
   }
 };
 
@@ -275,24 +280,13 @@ PyObject* recv_view(PyObject* self, PyObject* const* args, Py_ssize_t count, PyO
     const ViewFormat format(given[2], given[3]);
     const double timeout = given.timeout(4);
     const auto& p2p = p2p_of(self);
-    // What the view cannot be shown as must be known before the message is taken.
-    if (const auto info = given.given(2) || given.given(3) ? std::optional([&] {
-          const ShortCall call(0);
-          return p2p->probe(src, tag, timeout);
-        }())
-                                                           : std::nullopt) {
-      if (format.shape ? info->bytes != format.bytes : info->bytes % format.bytes != 0)
-        fail(Status::InvalidArgument, "a message of ", info->bytes, " bytes is not ",
-             format.shape ? "an array of this shape and dtype " : "made of elements of dtype ",
-             std::string(py::str(format.dtype)), "; it stays for another receive");
-    }
     std::shared_ptr<View> view;
     {
       const ShortCall call(0);
-      view = p2p->recv_view(src, tag, timeout);
+      view = p2p->recv_view(src, tag, timeout, format.size);
     }
-    const uint64_t bytes = view->info.bytes;
-    return make_view(p2p, std::move(view), format.dtype, format.shape_of(bytes));
+    std::vector<py::ssize_t> shape = format.shape_of(view->info.bytes);
+    return make_view(p2p, std::move(view), format.dtype, std::move(shape));
   });
 }
 

@@ -1,6 +1,7 @@
 // Messages between ranks that are threads: every path, every boundary, wildcards, borrowed messages, giving up.
 #include "p2p/point_to_point.hpp"
 
+#include <atomic>
 #include <cstring>
 #include <memory>
 #include <random>
@@ -327,6 +328,42 @@ TEST("borrowed messages are read where they lie, and their senders go on when th
         p2p.iprobe(any_source, any_tag);  // any call tells the sender
       }
   });
+}
+
+TEST("a view that may not have a message's size does not get it, nor what comes instead of one taken back") {
+  static std::atomic<bool> taken_back, asked;
+  test_point_hook = [](const char* name) {
+    if (std::strcmp(name, "p2p.withdrawing") != 0) return;
+    taken_back = true;
+    while (!asked) std::this_thread::yield();
+    std::this_thread::sleep_for(
+        std::chrono::milliseconds(5));  // the receiver has met the offer, and doubts it
+  };
+  for (const bool direct : {true, false}) {
+    taken_back = asked = false;
+    on_points(2, test::local_config(direct), [](PointToPoint& p2p) {
+      constexpr uint64_t bytes = 100'000, fewer = 10;
+      Memory memory(p2p, bytes, true);
+      fill(memory.get(), bytes, 3);
+      if (p2p.comm().rank() == 0) {
+        CHECK_THROWS(p2p.send(memory.get(), bytes, 1, 0, 0.05), Status::Timeout);
+        p2p.send(memory.get(), fewer, 1, 0);
+        p2p.send(memory.get(), bytes, 1, 1);
+        return;
+      }
+      while (!p2p.iprobe(0, 0)) std::this_thread::yield();
+      while (!taken_back) std::this_thread::yield();
+      asked = true;
+      CHECK(CHECK_THROWS(p2p.recv_view(0, 0, -1, {.exactly = bytes}), Status::InvalidArgument).ranks ==
+            std::vector<int>{0});
+      CHECK_THROWS(p2p.recv_view(0, 0, -1, {.multiple_of = 4}), Status::InvalidArgument);
+      CHECK(p2p.recv_view(0, 0, -1, {.multiple_of = 5})->info.bytes == fewer);
+      CHECK_THROWS(p2p.recv_view(0, 1, -1, {.exactly = fewer}), Status::InvalidArgument);
+      const auto view = p2p.recv_view(0, 1, -1, {.exactly = bytes});
+      CHECK(view->info.bytes == bytes && is_filled(view->data, bytes, 3));
+    });
+  }
+  test_point_hook = nullptr;
 }
 
 TEST("ranks with nothing to do help in barriers, and small messages beyond every buffer wait without harm") {
