@@ -18,7 +18,7 @@ def positive_seconds(name: str, value: float) -> float:
     """`value` as a float. InvalidArgument, naming the argument, unless it is a finite time."""
     try:
         seconds = math.nan if isinstance(value, (bool, str, bytes)) else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         seconds = math.nan
     if not (math.isfinite(seconds) and seconds > 0):
         raise InvalidArgument(

@@ -99,7 +99,7 @@ int Arguments::integer(int i, int otherwise) const {
 
 double Arguments::timeout(int i) const {
   if (!given(i)) return -1;
-  const double value = PyFloat_AsDouble(values_[i]);
+  const double value = PyBool_Check(values_[i]) ? NAN : PyFloat_AsDouble(values_[i]);
   if (PyErr_Occurred()) PyErr_Clear();
   if (!std::isfinite(value) || !(value > 0))
     fail(Status::InvalidArgument, names_[i], "=", std::string(py::repr(values_[i])),
