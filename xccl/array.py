@@ -83,7 +83,8 @@ def view_format(dtype: Any, shape: Any) -> tuple[np.dtype[Any], list[int] | None
 def as_array(name: str, value: Any) -> np.ndarray[Any, Any]:
     """`value` as an ndarray that shares its memory: by DLPack, `__array_interface__` or the buffer protocol.
 
-    Raises InvalidArgument, naming the argument, for anything else; lists would be copied, and often wrongly typed.
+    A number of numpy's is read-only. Raises InvalidArgument, naming the argument, for anything else; lists would be
+    copied, and often wrongly typed.
     """
     if isinstance(value, np.ndarray):
         return value
@@ -97,7 +98,10 @@ def as_array(name: str, value: Any) -> np.ndarray[Any, Any]:
                 f"{name} is a {type(value).__name__}: expected an array (numpy, or with DLPack, "
                 "__array_interface__ or the buffer protocol)"
             ) from None
-    return np.asarray(value)
+    array = np.asarray(value)
+    if isinstance(value, np.generic):
+        array.flags.writeable = False  # a number can only be copied: what is written there would be lost
+    return array
 
 
 def _from_dlpack(name: str, value: Any) -> np.ndarray[Any, Any]:
