@@ -191,8 +191,8 @@ class Communicator(_core.Messages, Collectives):
     def close(self) -> None:
         """Ends this rank's part in an orderly way. Not collective; safe to call twice.
 
-        It waits until no other rank still reads this rank's memory, at most for `timeout` for each ExpertParallel and
-        once more. Ranks that need this one afterwards get `Closed`. Arrays stay valid.
+        It waits until no other rank still reads this rank's memory: at most for `timeout` for each ExpertParallel, for
+        messages, and for collectives. Ranks that need this one afterwards get `Closed`. Arrays stay valid.
         """
         for dependent in list(self._dependents):
             dependent.close()
