@@ -7,6 +7,7 @@ import sys
 import textwrap
 import warnings
 
+import numpy as np
 import pytest
 
 import xccl
@@ -46,6 +47,15 @@ def test_a_wrong_provider_or_instruction_set_is_refused_by_name(monkeypatch):
     monkeypatch.setenv("XCCL_KERNELS", "abacus")
     with xccl.init() as comm, pytest.raises(xccl.InvalidArgument, match='XCCL_KERNELS="abacus"'):
         xccl.ExpertParallel(comm, 2, 4, 4, 1)
+
+
+def test_a_buffered_message_larger_than_its_buffers_allow_is_refused(monkeypatch):
+    monkeypatch.setenv("XCCL_EAGER_LIMIT", "257K")
+    with pytest.raises(xccl.InvalidArgument, match='XCCL_EAGER_LIMIT="263168": expected at most 262144'):
+        xccl.init()
+    monkeypatch.setenv("XCCL_EAGER_LIMIT", "256K")
+    with xccl.init() as comm:
+        comm.send(np.ones(1 << 18, np.uint8), 0, timeout=1)  # nobody has asked for it
 
 
 def test_an_unknown_variable_is_noticed(monkeypatch):

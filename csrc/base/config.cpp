@@ -75,7 +75,7 @@ const std::vector<Setting>& settings() {
       {"XCCL_HUGE_PAGES", "1", "0: do not ask the kernel for huge pages",
        [](Config& c, const Setting& s, const std::string& v) { c.huge_pages = flag(s, v); }},
       {"XCCL_EAGER_LIMIT", "8192",
-       "bytes up to which a send is buffered and returns; larger ones are announced",
+       "bytes up to which a send is buffered and returns; at most 256K, less with more than 16 ranks",
        [](Config& c, const Setting& s, const std::string& v) { c.eager_limit = bytes(s, v); }},
       {"XCCL_KERNELS", "auto", "instruction set of the row kernels: auto, generic, avx2 or avx512",
        [](Config& c, const Setting&, const std::string& v) { c.kernels = v; }},

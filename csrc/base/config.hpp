@@ -17,7 +17,7 @@ struct Config {
   uint64_t address_space = 0;      // bytes reserved per rank; 0: chosen from ranks and ulimit -v
   int64_t spin_us = -1;            // how long a wait spins; -1: chosen from cores and ranks
   bool huge_pages = true;
-  uint64_t eager_limit = 8192;  // bytes; larger messages are announced
+  uint64_t eager_limit = 8192;  // bytes; larger messages are announced. The most: ChannelLayout
   std::string kernels = "auto";
 
   // Reads the environment. Throws InvalidArgument naming the variable when a value cannot be understood.

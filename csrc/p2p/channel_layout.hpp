@@ -77,6 +77,9 @@ struct ChannelLayout {
     eager_bytes = stream_bytes / 2;
   }
 
+  // Of one message, so that several fit. The fewer members, the larger: what fits a job fits all its groups.
+  uint64_t most_eager_bytes() const { return eager_bytes / 8; }
+
   uint64_t pair_lines() const { return ring_records * sizeof(Record) + sizeof(ChannelWords); }
   uint64_t annex_bytes() const { return members * pair_lines(); }
   uint64_t ring(int from) const { return static_cast<uint64_t>(from) * pair_lines(); }

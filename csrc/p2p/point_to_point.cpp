@@ -8,12 +8,20 @@ namespace {
 constexpr int spins_with_cores = 200;     // of PAUSE: some microseconds, in which most answers come
 constexpr int spins_without = 1;          // more ranks than cores: whoever we wait for needs this one
 constexpr uint64_t credit_interval = 64;  // calls of advance()
+
+uint64_t eager_limit_of(const Communicator& comm, const Config& config, const ChannelLayout& layout) {
+  const uint64_t most = layout.most_eager_bytes();
+  if (config.eager_limit > most)
+    fail(Status::InvalidArgument, "environment variable XCCL_EAGER_LIMIT=\"", config.eager_limit,
+         "\": expected at most ", most, " bytes among ", comm.size(), " ranks");
+  return config.eager_limit;
+}
 }  // namespace
 
 PointToPoint::PointToPoint(std::shared_ptr<Communicator> comm)
     : comm_(std::move(comm)),
       layout_(comm_->size()),
-      eager_limit_(std::min(comm_->world().config().eager_limit, layout_.eager_bytes / 8)),
+      eager_limit_(eager_limit_of(*comm_, comm_->world().config(), layout_)),
       spins_(comm_->spins_freely() ? spins_with_cores : spins_without),
       payload_(comm_->share_world(), layout_),
       matching_(comm_->size()) {
