@@ -591,6 +591,27 @@ def test_another_thread_runs_while_much_is_copied(processes):
     assert processes.run(another_thread_runs, 2) == [[True, True]] * 2
 
 
+def messages_to_one_in_a_barrier_with_another(comm):
+    """Rank 0 must be woken by rank 1, which it does not wait for, with every message: slices of 50 ms would be 30 s."""
+    count, x = 600, np.ones(100_000, np.uint8)
+    if comm.rank == 0:
+        requests = [comm.isend(x, 1) for _ in range(count)]
+        comm.barrier(timeout=15)  # its first word comes from rank 2
+        return all(request.test() for request in requests)
+    if comm.rank == 1:
+        for _ in range(count):
+            comm.recv(x, 0)
+        comm.send(x[:1], 2)
+    else:
+        comm.recv(x, 1)
+    comm.barrier()
+    return True
+
+
+def test_who_waits_for_one_rank_is_woken_for_messages_by_another(processes):
+    assert processes.run(messages_to_one_in_a_barrier_with_another, 3) == [True] * 3
+
+
 def lost_peer(comm):
     if comm.rank == 1:
         comm.barrier()

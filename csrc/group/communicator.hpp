@@ -225,6 +225,7 @@ class Communicator : public Vigil {
   void alarmed() override;
   void keep(int for_rank, bool (*ready)(void*), void* context) override;
   void progress(bool patient) override;
+  bool unfinished() const override { return engine_ && engine_->unfinished(); }
 
  private:
   Communicator(std::shared_ptr<World> world, AnnexBytes annex, std::shared_ptr<Communicator> parent);

@@ -40,8 +40,11 @@ bool Waiter::until_slow(bool (*ready)(void*), void* context, int for_rank, const
       }
     } else {
       const uint64_t left = deadline.remaining_ns();
-      doorbell_.sleep(for_rank, std::min(left, longest_sleep_ns),
-                      [&] { return ready(context) || alarm_.load(std::memory_order_seq_cst) != 0; });
+      const bool for_anybody = vigil.unfinished();
+      doorbell_.sleep(for_anybody ? -1 : for_rank, std::min(left, longest_sleep_ns), [&] {
+        if (for_anybody) vigil.progress(false);  // what came before the doorbell was set does not ring it
+        return ready(context) || alarm_.load(std::memory_order_seq_cst) != 0;
+      });
       if (ready(context)) return true;
     }
     if (look(vigil, true, ready, context)) return true;

@@ -37,6 +37,8 @@ class Vigil {
   // Lets work proceed that others wait for while this rank waits. Called all the time in every wait; `patient` once
   // the wait has left its spin, when there is time to look for new work.
   virtual void progress(bool patient) = 0;
+  // Is such work under way? Then a sleep is for anybody, since it may need anybody's store.
+  virtual bool unfinished() const = 0;
 };
 
 // Checked in long waits by the thread that waits: throws to abandon the wait (Ctrl-C in Python).
