@@ -97,3 +97,25 @@ def many_forgotten_splits(comm):
 
 def test_a_sub_group_that_is_forgotten_gives_back_what_it_took(ranks):
     assert max(ranks.run(many_forgotten_splits, 3)) <= 1 << 20
+
+
+def unread_messages(comm):
+    before = None
+    for i in range(30):
+        sub = comm.split(0)
+        sub.send(np.ones(4000, np.uint8), sub.rank)  # which nobody will ask for
+        if sub.rank == 0:
+            sub.send(np.ones(4000, np.uint8), 1)
+            sub.close()
+            comm.barrier()
+        else:
+            comm.barrier()  # rank 0 has closed
+            sub.recv(np.empty(4000, np.uint8), 0)
+            sub.close()
+        if i == 5:
+            before = comm.committed_bytes
+    return comm.committed_bytes - before
+
+
+def test_messages_that_were_unread_when_a_sub_group_closed_do_not_keep_their_memory(ranks):
+    assert ranks.run(unread_messages, 2) == [0, 0]

@@ -363,6 +363,7 @@ void Communicator::leave_world(bool scratch_is_free) {
     world_->provider().free(scratch_.region());
   else
     remains.regions.push_back(scratch_.region());
+  if (left_behind_) remains.regions.push_back(*left_behind_);
   retire(itself, remains);
   world_->close_one();
 }

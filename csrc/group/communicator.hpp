@@ -84,6 +84,9 @@ class Communicator : public Vigil {
   uint64_t annex(int member) const { return blocks_[static_cast<size_t>(member)] + layout_->annex; }
   AnnexBytes annex_bytes() const { return annex_bytes_; }
   void set_engine(Engine* engine);
+  // Memory of the engine that others may still read when this rank closes. It goes with the communicator's lines; that
+  // of all ranks keeps it until the job's memory goes.
+  void leave_behind(const Region& region) { left_behind_ = region; }
   // Of the communicator's own collectives: the board, dissemination words and scratch (collective/).
   Board& board() { return *board_; }
   uint64_t barrier_word(int member, int round) const;
@@ -284,6 +287,7 @@ class Communicator : public Vigil {
   std::vector<uint64_t> blocks_;
   std::optional<Waiter> waiter_;
   Engine* engine_ = nullptr;
+  std::optional<Region> left_behind_;
   Scratch scratch_;
   const Kernels* kernels_ = nullptr;
   std::vector<RegionKey> scratch_keys_;

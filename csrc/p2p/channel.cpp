@@ -17,7 +17,7 @@ PayloadMemory::PayloadMemory(std::shared_ptr<World> world, const ChannelLayout& 
     : world_(std::move(world)), bytes_(layout.payload_bytes()) {}
 
 PayloadMemory::~PayloadMemory() {
-  if (region_ && !still_read && !world_->forked()) world_->provider().free(*region_);
+  if (region_ && !world_->forked()) world_->provider().free(*region_);
 }
 
 const Region& PayloadMemory::region() {

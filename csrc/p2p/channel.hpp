@@ -48,8 +48,8 @@ class PayloadMemory {
 
   const Region& region();
   HighWater piece(uint64_t offset, uint64_t bytes);
-  // Others may still read it: it stays until the job's memory goes.
-  bool still_read = false;
+  // Whoever takes it frees it, when others have read it.
+  std::optional<Region> take() { return std::exchange(region_, std::nullopt); }
 
  private:
   std::shared_ptr<World> world_;

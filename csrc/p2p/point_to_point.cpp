@@ -33,10 +33,7 @@ PointToPoint::PointToPoint(std::shared_ptr<Communicator> comm)
 }
 
 PointToPoint::~PointToPoint() {
-  if (!closed_) {
-    comm_->set_engine(nullptr);
-    payload_.still_read = true;
-  }
+  if (!closed_) leave(false);
   abandon_requests();
 }
 
@@ -211,12 +208,9 @@ void PointToPoint::close() {
   const Communicator::Hold hold(*comm_, "close");
   struct AtLast {  // also when Ctrl-C ends the wait
     PointToPoint& p2p;
-    ~AtLast() {
-      p2p.closed_ = true;
-      p2p.comm_->set_engine(nullptr);
-    }
+    bool payload_is_read = false;
+    ~AtLast() { p2p.leave(payload_is_read); }
   } at_last{*this};
-  payload_.still_read = true;
   if (comm_->world().forked()) return;
   if (!comm_->broken() && !damaged_) {
     const Deadline deadline(comm_->timeout());
@@ -228,10 +222,17 @@ void PointToPoint::close() {
         deadline);
     for (const auto& one : channels_) one->publish_credits();
   }
-  payload_.still_read = !std::all_of(channels_.begin(), channels_.end(), [&](const auto& one) {
+  at_last.payload_is_read = std::all_of(channels_.begin(), channels_.end(), [&](const auto& one) {
     return one->payload_is_read() || !comm_->running(one->member());
   });
   abandon_requests();
+}
+
+void PointToPoint::leave(bool payload_is_read) {
+  closed_ = true;
+  comm_->set_engine(nullptr);
+  if (payload_is_read) return;
+  if (const auto region = payload_.take()) comm_->leave_behind(*region);
 }
 
 }  // namespace xccl

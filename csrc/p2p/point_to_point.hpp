@@ -121,6 +121,7 @@ class PointToPoint : public Engine, private RecordHandler {
   void fail_request(Request& request, Error error);
   void raise_if_damaged();
   void abandon_requests();
+  void leave(bool payload_is_read);
 
   std::shared_ptr<Communicator> comm_;
   ChannelLayout layout_;
