@@ -123,7 +123,8 @@ def tokens_once(part):
     batch = batch_of(part.rank, 3)
     y = np.zeros_like(batch.x)
     with joined(part) as comm:
-        ep = made("xccl_ep", lib.xccl_ep_create, comm, ep_config(layout=lib.XCCL_LAYOUT_TOKEN))
+        shape = ep_config(layout=lib.XCCL_LAYOUT_TOKEN)
+        ep = made("xccl_ep", lib.xccl_ep_create, comm, shape, DEFAULT)
         given = at(batch.x), len(batch.x), at(batch.topk_idx), lib.XCCL_INT64
         weights = as_type("float", batch.topk_weights)
         d = made("xccl_result", lib.xccl_ep_dispatch, ep, *given, weights, DEFAULT)
