@@ -1,5 +1,7 @@
 #include "memory/providers.hpp"
 
+#include <utility>
+
 #include "base/error.hpp"
 #include "memory/local.hpp"
 #include "memory/posix_shm.hpp"
@@ -20,6 +22,19 @@ const std::vector<ProviderEntry>& providers() {
   return table;
 }
 
+#if defined(XCCL_TEST_POINTS)
+std::unique_ptr<Provider> (*provider_wrapper)(std::unique_ptr<Provider>) = nullptr;
+#endif
+
+namespace {
+std::unique_ptr<Provider> wrapped(std::unique_ptr<Provider> provider) {
+#if defined(XCCL_TEST_POINTS)
+  if (provider_wrapper) return provider_wrapper(std::move(provider));
+#endif
+  return provider;
+}
+}  // namespace
+
 std::unique_ptr<Provider> make_provider(const JobSpec& spec, const Config& config) {
   std::string names;
   for (const ProviderEntry& entry : providers()) {
@@ -27,7 +42,7 @@ std::unique_ptr<Provider> make_provider(const JobSpec& spec, const Config& confi
     if (config.provider != entry.name) continue;
     if (const std::string reason = entry.why_not(); !reason.empty())
       fail(Status::Failure, "provider ", entry.name, " cannot be used on this machine: ", reason);
-    return entry.make(spec, config);
+    return wrapped(entry.make(spec, config));
   }
   fail(Status::InvalidArgument, "provider \"", config.provider, "\" does not exist; there are: ", names);
 }
