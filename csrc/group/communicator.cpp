@@ -144,10 +144,16 @@ const RemoteRegion& Communicator::peer_scratch(int member) {
   return *region;
 }
 
-Communicator::Hold::Hold(Communicator& comm, const char* op) : comm_(comm) {
-  if (comm.busy_.test_and_set(std::memory_order_acquire))
-    fail(Status::InvalidArgument, op,
-         ": another thread is inside a call on this communicator; use one communicator per thread");
+void Communicator::hold(const char* op) {
+  const LongWait long_wait;  // who makes progress may need the GIL, to let go of an array
+  for (;; sched_yield()) {
+    Use was = Use::none;
+    if (use_.compare_exchange_strong(was, Use::call, std::memory_order_acquire)) return;
+    if (world_->forked()) require_usable();  // the thread that holds it is not in this process
+    if (was == Use::call)
+      fail(Status::InvalidArgument, op,
+           ": another thread is inside a call on this communicator; use one communicator per thread");
+  }
 }
 
 void Communicator::require_usable() const {

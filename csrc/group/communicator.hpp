@@ -108,11 +108,15 @@ class Communicator : public Vigil {
     return *kernels_;
   }
 
-  // Holds the communicator for one thread: InvalidArgument when another one is inside a call.
+  // Holds the communicator for one thread: InvalidArgument when another one is inside a call. One that only makes
+  // progress here (try_hold) is soon done, and waited for.
   class Hold {
    public:
-    Hold(Communicator& comm, const char* op);
-    ~Hold() { comm_.busy_.clear(std::memory_order_release); }
+    Hold(Communicator& comm, const char* op) : comm_(comm) {
+      Use was = Use::none;
+      if (!comm.use_.compare_exchange_strong(was, Use::call, std::memory_order_acquire)) comm.hold(op);
+    }
+    ~Hold() { comm_.unhold(); }
     Hold(const Hold&) = delete;
     Hold& operator=(const Hold&) = delete;
 
@@ -120,9 +124,12 @@ class Communicator : public Vigil {
     Communicator& comm_;
   };
 
-  // The same for work that can as well be left: false when another thread is inside a call.
-  bool try_hold() { return !busy_.test_and_set(std::memory_order_acquire); }
-  void unhold() { busy_.clear(std::memory_order_release); }
+  // The same for a little work that can as well be left: false when another thread uses the communicator.
+  bool try_hold() {
+    Use was = Use::none;
+    return use_.compare_exchange_strong(was, Use::progress, std::memory_order_acquire);
+  }
+  void unhold() { use_.store(Use::none, std::memory_order_release); }
   // Is there a core for every rank of the job, so that looking again and again disturbs nobody?
   bool spins_freely() const;
 
@@ -130,7 +137,11 @@ class Communicator : public Vigil {
   // operation, the number and the phase. When others could see the call, its end by an error ends the communicator.
   template <class Body>
   void operate(const char* name, uint64_t& counter, double timeout, Body body) {
-    const Hold hold(*this, name);
+    operate(Hold(*this, name), name, counter, timeout, body);
+  }
+  // The same for a call that holds the communicator already.
+  template <class Body>
+  void operate(const Hold&, const char* name, uint64_t& counter, double timeout, Body body) {
     run(name, counter, timeout, body);
   }
   // The same as a collective of this communicator. Every round of it is a call of its own on the board, which the body
@@ -264,6 +275,7 @@ class Communicator : public Vigil {
       throw;
     }
   }
+  void hold(const char* op);
   void begin(const Operation& op);
   void leave_by(const Error& error, const Operation& op);
   void leave_world(bool scratch_is_free);
@@ -298,9 +310,10 @@ class Communicator : public Vigil {
   mutable std::mutex objects_mutex_;              // Python may collect a forgotten object in any thread
   std::set<uint64_t> open_objects_{itself};
   std::map<uint64_t, Remains> retired_;  // closed here, perhaps not everywhere
-  std::atomic_flag busy_ = ATOMIC_FLAG_INIT;
-  std::function<bool(int)> done_;  // during a wait: which members have done their part
-  std::optional<Error> broken_;    // the first cause
+  enum class Use : int { none, call, progress };
+  std::atomic<Use> use_{Use::none};  // by whichever thread
+  std::function<bool(int)> done_;    // during a wait: which members have done their part
+  std::optional<Error> broken_;      // the first cause
   bool closed_ = false;
 };
 

@@ -156,12 +156,11 @@ bool PointToPoint::spin(const Request& request) {
 
 MessageInfo PointToPoint::wait(Request& request, double timeout) {
   if (request.finished()) return result(request);
-  {
-    const Frame frame(*this, "wait");
-    if (spin(request)) return result(request);
-  }
-  complete(
-      "wait", request.peer, timeout, [&] { return request.finished(); }, [] { return GivenUp::taken_back; });
+  const Frame frame(*this, "wait");
+  if (!spin(request))
+    complete(
+        frame, "wait", request.peer, timeout, [&] { return request.finished(); },
+        [] { return GivenUp::taken_back; });
   return result(request);
 }
 
@@ -177,29 +176,28 @@ bool PointToPoint::test(Request& request) {
 
 MessageInfo PointToPoint::sendrecv(const void* data, uint64_t bytes, int dst, int send_tag, void* into,
                                    uint64_t capacity, int src, int recv_tag, double timeout) {
+  const Frame frame(*this, "sendrecv");
   const Deadline deadline(timeout < 0 ? comm_->timeout() : timeout);
-  Request receive;
-  {
-    const Frame frame(*this, "sendrecv");
-    check_peer("destination", dst, false);
-    check_tag(send_tag, false);
-    check_peer("source", src, true);
-    check_tag(recv_tag, true);
-    receive.kind = Request::Kind::receive;
-    receive.data = static_cast<std::byte*>(into);
-    receive.bytes = capacity;
-    receive.peer = src;
-    receive.tag = recv_tag;
-    post(receive);
-  }
   const auto left = [&] { return static_cast<double>(deadline.remaining_ns()) * 1e-9; };
-  try {
-    send(data, bytes, dst, send_tag, left());
-  } catch (...) {
-    if (!comm_->broken()) give_up_receive(receive);
-    throw;
+  check_peer("destination", dst, false);
+  check_tag(send_tag, false);
+  check_peer("source", src, true);
+  check_tag(recv_tag, true);
+  Request receive(Request::Kind::receive, into, capacity, src, recv_tag);
+  const OwnRequest received{*this, receive};
+  post(receive);
+  if (const auto sending = begin_send(data, bytes, dst, send_tag)) {
+    const OwnRequest sent{*this, *sending};
+    if (!spin(*sending))
+      complete(
+          frame, "send", dst, left(), [&] { return sending->finished(); },
+          [&] {
+            const GivenUp end = give_up_send(*sending);
+            if (end != GivenUp::done) give_up_receive(receive);
+            return end;
+          });
   }
-  if (!receive.finished()) complete_receive("sendrecv", receive, left());
+  if (!spin(receive)) complete_receive(frame, "sendrecv", receive, left());
   return result(receive);
 }
 

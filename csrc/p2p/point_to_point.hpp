@@ -69,21 +69,22 @@ class PointToPoint : public Engine, private RecordHandler {
   enum class GivenUp { done, taken_back, stuck };  // what became of a call whose time has passed
 
   struct Frame;
+  struct OwnRequest;
   Channel& channel(int member) const { return *channels_[static_cast<size_t>(member)]; }
   void check_peer(const char* name, int member, bool wildcard) const;
   void check_tag(int tag, bool wildcard) const;
 
   // Waits, so that others can see it, until done(), and asks give_up() when that fails. See receiving.cpp.
   template <class Done, class GiveUp>
-  void complete(const char* op, int peer, double timeout, Done done, GiveUp give_up);
-  void complete_receive(const char* op, Request& request, double timeout);
+  void complete(const Frame& frame, const char* op, int peer, double timeout, Done done, GiveUp give_up);
   // Looks for a moment, for what is just about to come.
   bool spin(const Request& request);
   static MessageInfo result(const Request& request);
 
   // --- sending.cpp ---
-  std::shared_ptr<Request> make_send(const void* data, uint64_t bytes, int dst, int tag);
-  void submit(Request& request);
+  static std::shared_ptr<Request> make_send(const void* data, uint64_t bytes, int dst, int tag);
+  std::shared_ptr<Request> begin_send(const void* data, uint64_t bytes, int dst, int tag);
+  void submit(const std::shared_ptr<Request>& request);
   bool start(Channel& channel, Request& request);
   bool start_buffered(Channel& channel, const void* data, uint64_t bytes, int tag);
   void offer(Channel& channel, Request& request);
@@ -94,7 +95,10 @@ class PointToPoint : public Engine, private RecordHandler {
   bool all_sent();
 
   // --- receiving.cpp ---
+  std::optional<MessageInfo> find(int src, int tag);
+  std::optional<MessageInfo> look_for(int src, int tag);
   void post(Request& request);
+  void complete_receive(const Frame& frame, const char* op, Request& request, double timeout);
   bool take_if_there(Request& request);
   void arrived_message(Channel& channel, const Payload& record);
   bool match_posted(Message& message);
@@ -138,7 +142,7 @@ class PointToPoint : public Engine, private RecordHandler {
   bool closed_ = false;
 };
 
-// One call: the communicator is held, and fit for use.
+// One call, from its beginning to its end: the communicator is held, and fit for use.
 struct PointToPoint::Frame {
   Communicator::Hold hold;
   Frame(PointToPoint& p2p, const char* op) : hold(*p2p.comm_, op) {
@@ -147,11 +151,19 @@ struct PointToPoint::Frame {
   }
 };
 
+// A request that does not outlive its call: it leaves every queue with it, however the call ends.
+struct PointToPoint::OwnRequest {
+  PointToPoint& p2p;
+  Request& request;
+  ~OwnRequest() { p2p.forget(request); }
+};
+
 template <class Done, class GiveUp>
-void PointToPoint::complete(const char* op, int peer, double timeout, Done done, GiveUp give_up) {
+void PointToPoint::complete(const Frame& frame, const char* op, int peer, double timeout, Done done,
+                            GiveUp give_up) {
   const LongWait long_wait;
   uint64_t number = calls_ - 1;
-  comm_->operate(op, number, timeout, [&](Operation& operation) {
+  comm_->operate(frame.hold, op, number, timeout, [&](Operation& operation) {
     operation.phase("waiting");
     // Who is not needed, or not yet lost, has done its part. From anywhere means from anybody who is still there.
     const auto nobody_there = [&] {

@@ -35,20 +35,13 @@ std::optional<Error> refusal(const Request& request, const Message& message, int
 }  // namespace
 
 MessageInfo PointToPoint::recv(void* data, uint64_t capacity, int src, int tag, double timeout) {
-  Request request;
-  request.kind = Request::Kind::receive;
-  request.data = static_cast<std::byte*>(data);
-  request.bytes = capacity;
-  request.peer = src;
-  request.tag = tag;
-  {
-    const Frame frame(*this, "recv");
-    check_peer("source", src, true);
-    check_tag(tag, true);
-    post(request);
-    if (spin(request)) return result(request);
-  }
-  complete_receive("recv", request, timeout);
+  const Frame frame(*this, "recv");
+  check_peer("source", src, true);
+  check_tag(tag, true);
+  Request request(Request::Kind::receive, data, capacity, src, tag);
+  const OwnRequest received{*this, request};
+  post(request);
+  if (!spin(request)) complete_receive(frame, "recv", request, timeout);
   return result(request);
 }
 
@@ -57,12 +50,7 @@ std::shared_ptr<Request> PointToPoint::irecv(void* data, uint64_t capacity, int 
   const Frame frame(*this, "irecv");
   check_peer("source", src, true);
   check_tag(tag, true);
-  auto request = std::make_shared<Request>();
-  request->kind = Request::Kind::receive;
-  request->data = static_cast<std::byte*>(data);
-  request->bytes = capacity;
-  request->peer = src;
-  request->tag = tag;
+  auto request = std::make_shared<Request>(Request::Kind::receive, data, capacity, src, tag);
   request->keepalive = std::move(keepalive);
   request->self = request;
   post(*request);
@@ -70,59 +58,57 @@ std::shared_ptr<Request> PointToPoint::irecv(void* data, uint64_t capacity, int 
 }
 
 std::shared_ptr<View> PointToPoint::recv_view(int src, int tag, double timeout, const ViewSize& size) {
-  Request request;
-  request.kind = Request::Kind::receive;
-  request.peer = src;
-  request.tag = tag;
+  const Frame frame(*this, "recv_view");
+  check_peer("source", src, true);
+  check_tag(tag, true);
+  Request request(Request::Kind::receive, nullptr, 0, src, tag);
   request.wants_view = true;
   request.view_size = size;
-  {
-    const Frame frame(*this, "recv_view");
-    check_peer("source", src, true);
-    check_tag(tag, true);
-    post(request);
-    if (spin(request)) {
-      result(request);
-      return request.view;
-    }
-  }
-  complete_receive("recv_view", request, timeout);
+  const OwnRequest received{*this, request};
+  post(request);
+  if (!spin(request)) complete_receive(frame, "recv_view", request, timeout);
   result(request);
   return request.view;
 }
 
-void PointToPoint::complete_receive(const char* op, Request& request, double timeout) {
-  try {
-    complete(
-        op, request.peer, timeout, [&] { return request.finished(); },
-        [&] {
-          give_up_receive(request);
-          return GivenUp::taken_back;
-        });
-  } catch (...) {
-    forget(request);
-    throw;
-  }
+void PointToPoint::complete_receive(const Frame& frame, const char* op, Request& request, double timeout) {
+  complete(
+      frame, op, request.peer, timeout, [&] { return request.finished(); },
+      [&] {
+        give_up_receive(request);
+        return GivenUp::taken_back;
+      });
 }
 
 std::optional<MessageInfo> PointToPoint::iprobe(int src, int tag) {
   const Frame frame(*this, "iprobe");
   check_peer("source", src, true);
   check_tag(tag, true);
+  return look_for(src, tag);
+}
+
+std::optional<MessageInfo> PointToPoint::look_for(int src, int tag) {
   advance();
   raise_if_damaged();
+  return find(src, tag);
+}
+
+std::optional<MessageInfo> PointToPoint::find(int src, int tag) {
   const Message* found = matching_.find(src, tag);
   if (!found) return std::nullopt;
   return MessageInfo{found->source, found->tag, found->bytes};
 }
 
 MessageInfo PointToPoint::probe(int src, int tag, double timeout) {
-  if (const auto found = iprobe(src, tag)) return *found;
-  complete(
-      "probe", src, timeout, [&] { return matching_.find(src, tag) != nullptr; },
-      [] { return GivenUp::taken_back; });
-  const Message* found = matching_.find(src, tag);
-  return {found->source, found->tag, found->bytes};
+  const Frame frame(*this, "probe");
+  check_peer("source", src, true);
+  check_tag(tag, true);
+  std::optional<MessageInfo> info = look_for(src, tag);
+  if (!info)
+    complete(
+        frame, "probe", src, timeout, [&] { return (info = find(src, tag)).has_value(); },
+        [] { return GivenUp::taken_back; });
+  return *info;
 }
 
 // --- Matching ----------------------------------------------------------------------------------------

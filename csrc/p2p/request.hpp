@@ -60,12 +60,19 @@ struct Request : Linked<Request> {
     finished,  // successfully, or with an error
   };
 
-  Kind kind = Kind::send;
+  Request(Kind kind, const void* data, uint64_t bytes, int peer, int tag)
+      : kind(kind),
+        data(const_cast<std::byte*>(static_cast<const std::byte*>(data))),  // only read, of a send
+        bytes(bytes),
+        peer(peer),
+        tag(tag) {}
+
+  const Kind kind;
   State state = State::idle;
-  std::byte* data = nullptr;
-  uint64_t bytes = 0;  // of a send; room of a receive
-  int peer = any_source;
-  int tag = any_tag;
+  std::byte* data;
+  uint64_t bytes;  // of a send; room of a receive
+  const int peer;
+  const int tag;
   uint64_t order = 0;  // of posting: an earlier receive matches first
   uint64_t id = 0;     // of an offer, on its channel
   uint64_t moved = 0;  // bytes streamed so far

@@ -7,36 +7,31 @@
 
 namespace xccl {
 std::shared_ptr<Request> PointToPoint::make_send(const void* data, uint64_t bytes, int dst, int tag) {
-  auto request = std::make_shared<Request>();
-  request->kind = Request::Kind::send;
-  request->data = const_cast<std::byte*>(static_cast<const std::byte*>(data));  // only read
-  request->bytes = bytes;
-  request->peer = dst;
-  request->tag = tag;
+  auto request = std::make_shared<Request>(Request::Kind::send, data, bytes, dst, tag);
   request->info = {dst, tag, bytes};
   return request;
 }
 
 void PointToPoint::send(const void* data, uint64_t bytes, int dst, int tag, double timeout) {
-  std::shared_ptr<Request> request;
-  {
-    const Frame frame(*this, "send");
-    check_peer("destination", dst, false);
-    check_tag(tag, false);
-    Channel& to = channel(dst);
-    if (to.waiting.empty() && to.has_room() && start_buffered(to, data, bytes, tag)) return;
-    request = make_send(data, bytes, dst, tag);
-    submit(*request);
-    if (spin(*request)) return;
-  }
-  request->self = request;
-  try {
-    complete(
-        "send", dst, timeout, [&] { return request->finished(); }, [&] { return give_up_send(*request); });
-  } catch (...) {
-    forget(*request);
-    throw;
-  }
+  const Frame frame(*this, "send");
+  check_peer("destination", dst, false);
+  check_tag(tag, false);
+  const auto request = begin_send(data, bytes, dst, tag);
+  if (!request) return;
+  const OwnRequest sent{*this, *request};
+  if (spin(*request)) return;
+  complete(
+      frame, "send", dst, timeout, [&] { return request->finished(); },
+      [&] { return give_up_send(*request); });
+}
+
+// Null when the message has been buffered and nothing is left to be done.
+std::shared_ptr<Request> PointToPoint::begin_send(const void* data, uint64_t bytes, int dst, int tag) {
+  Channel& to = channel(dst);
+  if (to.waiting.empty() && to.has_room() && start_buffered(to, data, bytes, tag)) return nullptr;
+  auto request = make_send(data, bytes, dst, tag);
+  submit(request);
+  return request;
 }
 
 std::shared_ptr<Request> PointToPoint::isend(const void* data, uint64_t bytes, int dst, int tag,
@@ -46,27 +41,22 @@ std::shared_ptr<Request> PointToPoint::isend(const void* data, uint64_t bytes, i
   check_tag(tag, false);
   auto request = make_send(data, bytes, dst, tag);
   request->keepalive = std::move(keepalive);
-  request->self = request;
-  try {
-    submit(*request);
-  } catch (...) {
-    request->self.reset();
-    throw;
-  }
+  submit(request);
   return request;
 }
 
-void PointToPoint::submit(Request& request) {
-  Channel& to = channel(request.peer);
-  enter(request);
+void PointToPoint::submit(const std::shared_ptr<Request>& request) {
+  Channel& to = channel(request->peer);
+  enter(*request);
+  request->self = request;
   try {
-    if (to.waiting.empty() && start(to, request)) return;
+    if (to.waiting.empty() && start(to, *request)) return;
   } catch (...) {
-    leave(request);
+    leave(*request);
     throw;
   }
-  request.state = Request::State::waiting;
-  to.waiting.push_back(request);
+  request->state = Request::State::waiting;
+  to.waiting.push_back(*request);
 }
 
 bool PointToPoint::start(Channel& to, Request& request) {

@@ -241,7 +241,12 @@ PyObject* iprobe(PyObject* self, PyObject* const* args, Py_ssize_t count, PyObje
   return guarded([&]() -> PyObject* {
     static constexpr const char* names[] = {"src", "tag"};
     const Arguments given("iprobe", names, 2, 0, args, count, keywords);
-    const auto info = p2p_of(self)->iprobe(given.integer(0, any_source), given.integer(1, any_tag));
+    const int src = given.integer(0, any_source), tag = given.integer(1, any_tag);
+    std::optional<MessageInfo> info;
+    {
+      const ShortCall call(0);
+      info = p2p_of(self)->iprobe(src, tag);
+    }
     if (!info) Py_RETURN_NONE;
     return make_status(*info);
   });

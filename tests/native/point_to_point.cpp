@@ -11,6 +11,7 @@
 #include "base/test_point.hpp"
 #include "check.hpp"
 #include "collective/barrier.hpp"
+#include "collective/split.hpp"
 
 using namespace xccl;
 
@@ -405,6 +406,85 @@ TEST("a rank that closes at once leaves what is still on its streams") {
       while (!p2p.test(*request)) std::this_thread::sleep_for(std::chrono::microseconds(50));
       CHECK(is_filled(array.data(), array.size(), 4));
     });
+}
+
+TEST("two communicators used by a thread each do not disturb each other") {
+  const auto body = [](Communicator& comm, const std::shared_ptr<Communicator>& shared) {
+    const int peer = 1 - comm.rank();
+    PointToPoint p2p(shared), other(split(shared, 0, 0));
+    std::atomic<bool> done{false};
+    std::thread second([&] {
+      int word;
+      while (!done) CHECK_THROWS(other.recv(&word, 4, peer, 5, 0.0005), Status::Timeout);
+    });
+    for (uint64_t i = 0; i < 600; ++i) {
+      const uint64_t bytes = sizes[i % sizes.size()] % 1'000'000;
+      Memory from(p2p, bytes, i & 1), to(p2p, bytes, i & 2);
+      fill(from.get(), bytes, i);
+      CHECK(p2p.sendrecv(from.get(), bytes, peer, 1, to.get(), bytes, peer, 1).bytes == bytes);
+      CHECK(is_filled(to.get(), bytes, i));
+      CHECK(!p2p.iprobe(peer, 2));
+    }
+    done = true;
+    second.join();
+    barrier(comm);
+    other.close();
+    other.comm().close();
+    p2p.close();
+  };
+  for (const bool direct : {true, false})
+    test::on_ranks(2, test::local_config(direct), body, PointToPoint::annex_bytes);
+}
+
+TEST("a call holds its communicator from its beginning to its end, also between its spin and its wait") {
+  static PointToPoint* points = nullptr;
+  on_points(2, test::local_config(true), [](PointToPoint& p2p) {
+    std::vector<std::byte> array(20'000);
+    barrier(p2p.comm());
+    if (p2p.comm().rank() == 0) {
+      points = &p2p;
+      long_wait = [](bool begins) {
+        if (begins) std::thread([] { CHECK_THROWS(points->iprobe(1, 9), Status::InvalidArgument); }).join();
+      };
+      p2p.send(array.data(), array.size(), 1, 0);
+      p2p.recv(array.data(), array.size(), 1, 0);
+      p2p.wait(*p2p.irecv(array.data(), array.size(), 1, 0));
+      p2p.probe(1, 0);
+      p2p.recv_view(1, 0);
+      p2p.sendrecv(array.data(), array.size(), 1, 0, array.data(), array.size(), 1, 0);
+      long_wait = nullptr;
+      return;
+    }
+    const auto late = [] { std::this_thread::sleep_for(std::chrono::milliseconds(20)); };
+    late();
+    p2p.recv(array.data(), array.size(), 0, 0);
+    for (int i = 0; i < 4; ++i) {
+      late();
+      p2p.send(array.data(), 8, 0, 0);
+    }
+    late();
+    p2p.sendrecv(array.data(), 8, 0, 0, array.data(), array.size(), 0, 0);
+  });
+}
+
+[[gnu::noinline]] static void overwrite_stack() {
+  volatile char used[16'384];
+  for (volatile char& byte : used) byte = 0x41;
+}
+
+TEST("a sendrecv that ends with its communicator leaves nothing of itself behind") {
+  on_points(2, test::local_config(true), [](PointToPoint& p2p) {
+    std::vector<std::byte> array(100'000);
+    int word;
+    if (p2p.comm().rank() == 1) {
+      p2p.probe(0, 1);
+      p2p.comm().abort("on purpose");
+      return;
+    }
+    CHECK_THROWS(p2p.sendrecv(array.data(), array.size(), 1, 1, &word, 4, 1, 2), Status::PeerFailed);
+    overwrite_stack();
+    p2p.close();
+  });
 }
 
 TEST("wrong arguments are named, and nothing is sent") {
