@@ -133,10 +133,14 @@ class Channel {
   // --- Taking offers back (see docs/architecture.md) ---
   void announce_withdrawal();
   void count_verdict() { ++verdicts_; }
+  // Where no verdicts will come any more: all that was wanted back has been taken back.
+  void assume_verdicts() { verdicts_ = words_->withdrawals.load(std::memory_order_seq_cst); }
   // The peer has wanted an offer back, and we do not know yet which, or whether in time.
   bool in_doubt() const { return words_->withdrawals.load(std::memory_order_seq_cst) != verdicts_; }
   std::vector<Delivery> settling;  // pulled, but the peer may have taken the message back
   bool held = false;               // messages were not matched because of a doubt
+  // Is there anything that a doubt keeps waiting?
+  bool unsettled() const { return held || !settling.empty() || !deliveries_.empty(); }
 
   // Memory of the peer, attached when first needed: what it sends from; and where its arrays lie.
   const RemoteRegion& peer_payload(const RegionKey& key);

@@ -53,7 +53,13 @@ Message* Matching::find_from(int source, int tag) const {
 
 Message* Matching::find_offer(int source, uint64_t id) const {
   for (Message* one = messages_[static_cast<size_t>(source)].front(); one; one = one->next)
-    if (!one->kept && one->kind() == p2p_record::offer && one->record[p2p_record::id] == id) return one;
+    if (one->is_offer() && one->record[p2p_record::id] == id) return one;
+  return nullptr;
+}
+
+Message* Matching::first_offer(int source) const {
+  for (Message* one = messages_[static_cast<size_t>(source)].front(); one; one = one->next)
+    if (one->is_offer()) return one;
   return nullptr;
 }
 

@@ -31,6 +31,7 @@ class Matching {
   // The message that a receive of this source and tag gets. Wildcards begin behind the source that was served last.
   Message* find(int source, int tag) const;
   Message* find_offer(int source, uint64_t id) const;
+  Message* first_offer(int source) const;
   std::unique_ptr<Message> take(Message& message);
 
  private:

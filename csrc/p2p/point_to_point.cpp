@@ -34,7 +34,6 @@ PointToPoint::PointToPoint(std::shared_ptr<Communicator> comm)
 
 PointToPoint::~PointToPoint() {
   if (!closed_) leave(false);
-  abandon_requests();
 }
 
 void PointToPoint::abandon_requests() {
@@ -43,7 +42,11 @@ void PointToPoint::abandon_requests() {
     matching_.remove(*receive);
     fail_request(*receive, closed);
   }
-  for (const auto& one : channels_) one->abandon([&](Request& request) { fail_request(request, closed); });
+  for (const auto& one : channels_) {
+    // What was announced is taken back, for its array is free from here on. The verdict is that this rank has closed.
+    if (!one->offered.empty() && !comm_->world().forked()) one->announce_withdrawal();
+    one->abandon([&](Request& request) { fail_request(request, closed); });
+  }
 }
 
 void PointToPoint::check_peer(const char* name, int member, bool wildcard) const {
@@ -101,7 +104,8 @@ void PointToPoint::arrived(Channel& channel, const Payload& record) {
     case p2p_record::claim:
       return answered(channel, record);
     case p2p_record::withdrawn:
-      return withdrawn(channel, record[p2p_record::id]);
+      channel.count_verdict();
+      return take_back(channel, record[p2p_record::id]);
     case p2p_record::stands:
       return channel.count_verdict();
   }
@@ -223,12 +227,12 @@ void PointToPoint::close() {
   at_last.payload_is_read = std::all_of(channels_.begin(), channels_.end(), [&](const auto& one) {
     return one->payload_is_read() || !comm_->running(one->member());
   });
-  abandon_requests();
 }
 
 void PointToPoint::leave(bool payload_is_read) {
   closed_ = true;
   comm_->set_engine(nullptr);
+  abandon_requests();
   if (payload_is_read) return;
   if (const auto region = payload_.take()) comm_->leave_behind(*region);
 }

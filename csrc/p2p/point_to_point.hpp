@@ -99,6 +99,7 @@ class PointToPoint : public Engine, private RecordHandler {
   std::optional<MessageInfo> look_for(int src, int tag);
   void post(Request& request);
   void complete_receive(const Frame& frame, const char* op, Request& request, double timeout);
+  Message* available(int src, int tag);
   bool take_if_there(Request& request);
   void arrived_message(Channel& channel, const Payload& record);
   bool match_posted(Message& message);
@@ -108,7 +109,8 @@ class PointToPoint : public Engine, private RecordHandler {
   void pull(Channel& channel, Request& request, Message& message);
   void lend(Channel& channel, Request& request, Message& message);
   void settle(Channel& channel);
-  void withdrawn(Channel& channel, uint64_t id);
+  bool resolve(Channel& channel);
+  void take_back(Channel& channel, uint64_t id);
   void give_up_receive(Request& request);
   void forget(Request& request);
   void return_views();

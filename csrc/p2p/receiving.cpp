@@ -94,7 +94,7 @@ std::optional<MessageInfo> PointToPoint::look_for(int src, int tag) {
 }
 
 std::optional<MessageInfo> PointToPoint::find(int src, int tag) {
-  const Message* found = matching_.find(src, tag);
+  const Message* found = available(src, tag);
   if (!found) return std::nullopt;
   return MessageInfo{found->source, found->tag, found->bytes};
 }
@@ -120,16 +120,21 @@ void PointToPoint::post(Request& request) {
   matching_.post(request);
 }
 
+// The message that such a receive gets now: none while it is in doubt whether its sender has taken it back, and none
+// may overtake one that is held back for that.
+Message* PointToPoint::available(int src, int tag) {
+  Message* found = matching_.find(src, tag);
+  if (!found) return nullptr;
+  Channel& from = channel(found->source);
+  if (found->is_offer() && from.in_doubt()) from.held = true;
+  return from.held ? nullptr : found;
+}
+
 // True when the request is not to be posted: it has got its message, or failed.
 bool PointToPoint::take_if_there(Request& request) {
-  Message* found = matching_.find(request.peer, request.tag);
+  Message* found = available(request.peer, request.tag);
   if (!found) return false;
-  Channel& from = channel(found->source);
-  if (!found->kept && found->kind() == p2p_record::offer && from.in_doubt()) {
-    from.held = true;
-    return false;
-  }
-  if (auto refused = refusal(request, *found, from.job_rank())) {
+  if (auto refused = refusal(request, *found, comm_->job_rank(found->source))) {
     fail_request(request, std::move(*refused));
     return true;
   }
@@ -285,10 +290,10 @@ void PointToPoint::moved(Channel&, Delivery& delivery) {
 
 // Completes what was pulled once nothing is in doubt any more, and looks again for messages that were held back.
 void PointToPoint::settle(Channel& from) {
-  if ((from.settling.empty() && !from.held) || !from.flushed() || from.in_doubt()) return;
-  auto settled = std::move(from.settling);
-  from.settling.clear();
-  for (Delivery& delivery : settled) moved(from, delivery);
+  if (!from.unsettled()) return;
+  if (from.in_doubt() && !resolve(from)) return;
+  if (from.flushed())
+    for (Delivery& delivery : std::exchange(from.settling, {})) moved(from, delivery);
   if (!from.held) return;
   from.held = false;
   for (Request* request = matching_.first(); request;) {
@@ -299,8 +304,17 @@ void PointToPoint::settle(Channel& from) {
   }
 }
 
-void PointToPoint::withdrawn(Channel& from, uint64_t id) {
-  from.count_verdict();
+// A rank that closes takes back all that it has offered, and gives no verdicts any more.
+bool PointToPoint::resolve(Channel& from) {
+  // In this order: what it posted before it closed is there once it is seen to have closed.
+  if (comm_->running(from.member()) || from.has_record()) return false;
+  while (Message* offer = matching_.first_offer(from.member())) matching_.take(*offer);
+  while (!from.settling.empty()) take_back(from, from.settling.back().id);
+  from.assume_verdicts();
+  return true;
+}
+
+void PointToPoint::take_back(Channel& from, uint64_t id) {
   if (Message* offer = matching_.find_offer(from.member(), id)) {
     matching_.take(*offer);
     return;

@@ -100,6 +100,7 @@ struct Message : Linked<Message> {
   Bytes buffer;
 
   p2p_record::Kind kind() const { return p2p_record::kind_of(record[p2p_record::head]); }
+  bool is_offer() const { return !kept && kind() == p2p_record::offer; }  // its sender may want it back
 };
 
 }  // namespace xccl

@@ -4,6 +4,7 @@
 #include <atomic>
 #include <cstring>
 #include <memory>
+#include <optional>
 #include <random>
 #include <thread>
 #include <vector>
@@ -515,6 +516,38 @@ TEST("who waits for a rank that has closed is told, and messages sent before sti
     CHECK_THROWS(p2p.recv(&word, 4, 0, 0), Status::Closed);
     CHECK_THROWS(p2p.recv(&word, 4, any_source, 0), Status::Closed);
   });
+}
+
+TEST("what a rank has announced ends with its close, and what it had buffered still comes") {
+  test::on_ranks(
+      2, test::local_config(true),
+      [](Communicator& comm, const std::shared_ptr<Communicator>& shared) {
+        PointToPoint p2p(shared);
+        constexpr uint64_t bytes = 100'000;
+        std::vector<std::byte> array(bytes);
+        int word = 3;
+        barrier(comm);
+        if (comm.rank() == 0) {
+          std::optional<Memory> memory(std::in_place, p2p, bytes, true);
+          fill(memory->get(), bytes, 1);
+          const auto request = p2p.isend(memory->get(), bytes, 1, 3);
+          p2p.isend(&word, 4, 1, 4);
+          interrupt_check = [] { throw Error(Status::Failure, "Ctrl-C"); };  // rank 1 does not come
+          CHECK_THROWS(p2p.close(), Status::Failure);
+          interrupt_check = nullptr;
+          CHECK_THROWS(p2p.wait(*request), Status::Closed);
+          std::memset(memory->get(), 0, bytes);
+          memory.reset();
+          return;
+        }
+        while (comm.running(0)) std::this_thread::yield();
+        CHECK_THROWS(p2p.recv(array.data(), bytes, 0, 3), Status::Closed);
+        p2p.recv(&word, 4, 0, 4);
+        CHECK(word == 3);
+        CHECK_THROWS(p2p.probe(0, 3), Status::Closed);
+        p2p.close();
+      },
+      PointToPoint::annex_bytes);
 }
 
 TEST_MAIN()
