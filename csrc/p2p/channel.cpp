@@ -197,10 +197,13 @@ void Channel::pump_in(RecordHandler& handler) {
   const uint64_t area = layout_.stream_bytes;
   while (!deliveries_.empty()) {
     Delivery& delivery = deliveries_.front();
+    // seq_cst: the bytes are there (acquire), and step B of doorbell.hpp.
+    const uint64_t there = words_->produced.load(std::memory_order_seq_cst) - consumed_;
+    // They are another message's if the sender has wanted this one back, which it did before. And where there are none
+    // to come, the grant must have gone out before: as in PointToPoint::pull.
+    if ((delivery.bytes == 0 && !flushed()) || in_doubt()) return;
+    if (there > area) damaged("stream");
     if (delivery.moved < delivery.bytes) {
-      // seq_cst: the bytes are there (acquire), and step B of doorbell.hpp.
-      const uint64_t there = words_->produced.load(std::memory_order_seq_cst) - consumed_;
-      if (there > area) damaged("stream");
       const uint64_t at = consumed_ % area;
       const uint64_t bytes = std::min({there, delivery.bytes - delivery.moved, area - at});
       if (bytes == 0) return;

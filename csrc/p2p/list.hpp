@@ -2,6 +2,8 @@
 // of the middle is as cheap as from the front. Used by p2p/ only.
 #pragma once
 
+#include <cstdint>
+
 namespace xccl {
 
 template <class T>
@@ -23,6 +25,12 @@ class List {
     item.previous = place ? place->previous : last_;
     (item.previous ? item.previous->next : first_) = &item;
     (item.next ? item.next->previous : last_) = &item;
+  }
+  // In its place by a number that grows along the list: nearly always at the end.
+  void insert(T& item, uint64_t T::* number) {
+    T* before = last_;
+    while (before && before->*number > item.*number) before = before->previous;
+    insert_before(before ? before->next : first_, item);
   }
   void remove(T& item) {
     (item.previous ? item.previous->next : first_) = item.next;

@@ -7,17 +7,6 @@ Matching::~Matching() {
     while (Message* message = list.front()) take(*message);
 }
 
-void Matching::post(Request& receive) {
-  receive.order = ++last_order_;
-  posted_.push_back(receive);
-}
-
-void Matching::repost(Request& receive) {
-  Request* place = posted_.front();
-  while (place && place->order < receive.order) place = place->next;
-  posted_.insert_before(place, receive);
-}
-
 Request* Matching::first_for(int source, int tag) const {
   for (Request* one = posted_.front(); one; one = one->next)
     if ((one->peer == any_source || one->peer == source) && (one->tag == any_tag || one->tag == tag))

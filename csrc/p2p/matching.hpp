@@ -18,8 +18,8 @@ class Matching {
   Matching& operator=(const Matching&) = delete;
 
   // --- Receives ---
-  void post(Request& receive);
-  void repost(Request& receive);  // where it was before it was matched
+  void number(Request& receive) { receive.order = ++last_order_; }
+  void post(Request& receive) { posted_.insert(receive, &Request::order); }
   void remove(Request& receive) { posted_.remove(receive); }
   // The first receive that a message of this source and tag may meet.
   Request* first_for(int source, int tag) const;

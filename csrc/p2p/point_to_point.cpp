@@ -3,6 +3,8 @@
 
 #include <algorithm>
 
+#include "base/test_point.hpp"
+
 namespace xccl {
 namespace {
 constexpr int spins_with_cores = 200;     // of PAUSE: some microseconds, in which most answers come
@@ -115,6 +117,7 @@ void PointToPoint::arrived(Channel& channel, const Payload& record) {
 void PointToPoint::advance_channel(Channel& channel) {
   if (channel.quiet()) return;
   channel.drain(*this);
+  XCCL_TEST_POINT("p2p.drained");
   channel.pump_in(*this);
   channel.pump_out(*this);
   start_waiting(channel);

@@ -115,6 +115,7 @@ MessageInfo PointToPoint::probe(int src, int tag, double timeout) {
 
 void PointToPoint::post(Request& request) {
   enter(request);
+  matching_.number(request);
   if (take_if_there(request)) return;
   request.state = Request::State::posted;
   matching_.post(request);
@@ -299,7 +300,7 @@ void PointToPoint::settle(Channel& from) {
   for (Request* request = matching_.first(); request;) {
     Request* next = request->next;
     matching_.remove(*request);
-    if (!take_if_there(*request)) matching_.repost(*request);
+    if (!take_if_there(*request)) matching_.post(*request);
     request = next;
   }
 }
@@ -332,7 +333,7 @@ void PointToPoint::take_back(Channel& from, uint64_t id) {
     request.view.reset();
   }
   request.state = Request::State::posted;
-  matching_.repost(request);
+  matching_.post(request);
   from.held = true;  // it may match another message that is there
 }
 

@@ -143,6 +143,7 @@ PointToPoint::GivenUp PointToPoint::give_up_send(Request& request) {
     to.announce_withdrawal();
     XCCL_TEST_POINT("p2p.withdrawing");
     to.drain(*this);
+    XCCL_TEST_POINT("p2p.verdict");
     const bool stands = request.state != Request::State::offered;
     to.post({p2p_record::make_head(stands ? p2p_record::stands : p2p_record::withdrawn, request.tag),
              request.bytes, request.id});

@@ -313,6 +313,160 @@ TEST("sends that give up just when they are answered come once or not at all") {
   });
 }
 
+// Two ranks driven by one thread, so that a test can put their steps in the order that it is about.
+class Pair {
+ public:
+  Pair() {
+    static int pairs = 0;
+    const std::string job = "pair-" + std::to_string(++pairs);
+    std::thread threads[2];
+    for (const int rank : {0, 1})
+      threads[rank] = std::thread([&, rank] {
+        comms_[rank] =
+            Communicator::init({job, rank, 2}, test::local_config(true), PointToPoint::annex_bytes);
+      });
+    for (std::thread& thread : threads) thread.join();
+    for (const int rank : {0, 1}) points_[rank] = std::make_unique<PointToPoint>(comms_[rank]);
+  }
+  PointToPoint& sender() { return *points_[0]; }
+  PointToPoint& receiver() { return *points_[1]; }
+
+  // The receiver's answers have to wait: the ring to the sender is full.
+  void fill_ring_to_sender() {
+    static const int word = 0;
+    for (int i = 0; i < 300; ++i) receiver().isend(&word, sizeof word, 0, 9);
+  }
+  // A send that is not answered in time. `meanwhile` is done at the step named, once.
+  void give_up(const std::vector<std::byte>& array, int tag, const char* step,
+               std::function<void()> meanwhile) {
+    at(step, std::move(meanwhile));
+    CHECK_THROWS(sender().send(array.data(), array.size(), 1, tag, 0.001), Status::Timeout);
+    at(nullptr, nullptr);
+  }
+  static void at(const char* step, std::function<void()> work) {
+    static const char* awaited = nullptr;
+    static std::function<void()> todo;
+    awaited = step;
+    todo = std::move(work);
+    const auto reached = [](const char* name) {
+      if (awaited && std::string(name) == awaited && todo) std::exchange(todo, nullptr)();
+    };
+    test_point_hook = step ? +reached : nullptr;
+    long_wait = step && std::string(step) == "waiting" ? +[](bool begins) {
+      if (begins) test_point_hook("waiting");
+    } : nullptr;
+  }
+
+ private:
+  std::shared_ptr<Communicator> comms_[2];
+  std::unique_ptr<PointToPoint> points_[2];
+};
+
+const std::vector<std::byte> announced(20'000, std::byte{1});
+
+TEST("bytes of the next message on a stream are not taken for those of one that was taken back") {
+  Pair pair;
+  std::vector<std::byte> a(announced.size()), b(announced.size()), other(announced.size(), std::byte{2});
+  std::shared_ptr<Request> first, second;
+  std::thread receiver;
+  std::atomic<bool> drained{false}, streamed{false};
+  const auto sent = pair.sender().isend(other.data(), other.size(), 1, 2);
+  pair.receiver().advance();
+  // Matched while the answers have to wait, so that the sender takes the first back.
+  Pair::at("waiting", [&] {
+    pair.fill_ring_to_sender();
+    pair.receiver().advance();
+    first = pair.receiver().irecv(a.data(), a.size(), 0, 1);
+    second = pair.receiver().irecv(b.data(), b.size(), 0, 2);
+    // The answers go out between the sender's last look at them and its verdict, which the receiver does not yet see.
+    Pair::at("p2p.verdict", [&] {
+      Pair::at("p2p.drained", [&] {
+        drained = true;
+        while (!streamed) std::this_thread::yield();
+      });
+      receiver = std::thread([&] { pair.receiver().advance(); });
+      while (!drained) std::this_thread::yield();
+    });
+  });
+  CHECK_THROWS(pair.sender().send(announced.data(), announced.size(), 1, 1, 0.001), Status::Timeout);
+  while (!pair.sender().test(*sent)) {
+  }
+  streamed = true;
+  receiver.join();
+  Pair::at(nullptr, nullptr);
+  CHECK(!first->finished());
+  CHECK(pair.receiver().test(*second));
+  CHECK(b == other);
+}
+
+TEST("an empty message that was announced is not both received and taken back") {
+  Pair pair;
+  static const int word = 0;
+  for (int i = 0; i < 8192; ++i) {  // as many as are buffered
+    pair.sender().isend(&word, sizeof word, 1, 9);
+    if (i % 100 == 0) pair.receiver().advance();
+    if (i % 100 == 0) pair.sender().advance();
+  }
+  pair.receiver().advance();
+  std::shared_ptr<Request> receive;
+  pair.give_up({}, 1, "waiting", [&] {
+    pair.receiver().advance();
+    pair.fill_ring_to_sender();
+    receive = pair.receiver().irecv(nullptr, 0, 0, 1);
+    pair.receiver().advance();
+  });
+  CHECK(!pair.receiver().test(*receive));
+  const auto sent = pair.sender().isend(nullptr, 0, 1, 1);
+  for (int i = 0; i < 3; ++i) pair.receiver().advance(), pair.sender().advance();
+  CHECK(pair.sender().test(*sent) && pair.receiver().test(*receive));
+}
+
+TEST("a receive whose message was taken back waits in its old place") {
+  Pair pair;
+  int first = 0, message = 5;
+  std::vector<std::byte> second(announced.size());
+  std::shared_ptr<Request> receives[2];
+  pair.give_up(announced, 7, "waiting", [&] {
+    pair.receiver().advance();
+    pair.fill_ring_to_sender();
+    receives[0] = pair.receiver().irecv(&first, 4, 0, 5);
+    receives[1] = pair.receiver().irecv(second.data(), second.size(), 0, any_tag);
+  });
+  pair.receiver().advance();
+  pair.sender().send(&message, 4, 1, 5);
+  pair.receiver().advance();
+  CHECK(receives[0]->finished() && !receives[1]->finished());
+}
+
+TEST("a receive does not overtake another one while its message is held back") {
+  Pair pair;
+  std::vector<std::byte> first(announced.size()), second(announced.size());
+  std::shared_ptr<Request> receives[2];
+  std::atomic<bool> held{false}, given_up{false};
+  receives[0] = pair.receiver().irecv(first.data(), first.size(), 0, 5);
+  const auto sent = pair.sender().isend(announced.data(), announced.size(), 1, 5);
+  // The sender takes another message back; its verdict comes while the receiver takes one back itself.
+  Pair::at("p2p.verdict", [&] {
+    held = true;
+    while (!given_up) std::this_thread::yield();
+  });
+  std::thread sender([&] {
+    CHECK_THROWS(pair.sender().send(announced.data(), announced.size(), 1, 6, 0.001), Status::Timeout);
+  });
+  while (!held) std::this_thread::yield();
+  pair.receiver().advance();
+  CHECK(!receives[0]->finished());
+  Pair::at("p2p.withdrawing", [&] {
+    given_up = true;
+    sender.join();
+  });
+  CHECK_THROWS(pair.receiver().send(announced.data(), announced.size(), 0, 8, 0.001), Status::Timeout);
+  Pair::at(nullptr, nullptr);
+  receives[1] = pair.receiver().irecv(second.data(), second.size(), 0, any_tag);
+  for (int i = 0; i < 3; ++i) pair.receiver().advance(), pair.sender().advance();
+  CHECK(receives[0]->finished() && !receives[1]->finished());
+}
+
 TEST("borrowed messages are read where they lie, and their senders go on when they are released") {
   both_ways(2, [](PointToPoint& p2p) {
     for (const uint64_t bytes : sizes)
