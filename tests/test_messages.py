@@ -613,10 +613,9 @@ def test_who_waits_for_one_rank_is_woken_for_messages_by_another(processes):
 
 
 def lost_peer(comm):
-    if comm.rank == 1:
-        comm.barrier()
-        time.sleep(60)
     comm.barrier()
+    if comm.rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
     requests = [comm.isend(pattern(100_000, 1), 1), comm.irecv(np.empty(3), 1)]
     ended = []
     for call in (
@@ -633,12 +632,66 @@ def lost_peer(comm):
 
 
 def test_a_receive_from_a_rank_that_is_killed_ends_and_names_it(processes):
-    def kill(running):
-        time.sleep(0.5)
-        os.kill(running.pids[1], signal.SIGKILL)
-
-    outcomes = processes.outcomes(lost_peer, 2, meanwhile=kill)
+    outcomes = processes.outcomes(lost_peer, 2)
     assert outcomes[0].value == [[1]] * 4, outcomes[0]
+
+
+def polls(comm, how):
+    comm.barrier()
+    if comm.rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    x, y = np.empty(3), np.empty(100_000)
+    request = comm.irecv(x, 1)
+    call = {
+        "iprobe": lambda: comm.iprobe(1),
+        "iprobe from anywhere": comm.iprobe,
+        "test": request.test,
+        "isend": lambda: comm.isend(y, 1),
+        "short timeouts": lambda: comm.recv(x, 1, timeout=0.003),
+    }[how]
+    until = time.monotonic() + 20
+    while time.monotonic() < until:
+        try:
+            call()
+        except xccl.Timeout:
+            continue
+        except xccl.PeerLost as error:
+            return error.ranks
+        time.sleep(0.001)
+    return None
+
+
+@pytest.mark.parametrize("how", ["iprobe", "iprobe from anywhere", "test", "isend", "short timeouts"])
+def test_who_only_asks_learns_of_a_death_too(processes, how):
+    outcomes = processes.outcomes(polls, 2, how)
+    assert outcomes[0].value == [1], outcomes[0]
+
+
+def polls_closed(comm):
+    if comm.rank == 1:
+        return None
+    x, told = np.empty(3), []
+    request = comm.irecv(x, 1)
+    for call in (
+        lambda: comm.iprobe(1),
+        request.test,
+        lambda: comm.recv(x, 1, timeout=0.003),
+    ):
+        until = time.monotonic() + 10
+        while time.monotonic() < until:
+            try:
+                call()
+            except xccl.Timeout:
+                continue
+            except xccl.Closed as error:
+                told.append(error.ranks)
+                break
+    assert comm.iprobe() is None  # which needs nobody in particular
+    return told
+
+
+def test_who_only_asks_learns_that_a_rank_has_closed_too(ranks):
+    assert ranks.run(polls_closed, 2)[0] == [[1]] * 3
 
 
 def closing(comm):

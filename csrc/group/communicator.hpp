@@ -166,7 +166,17 @@ class Communicator : public Vigil {
   template <class Ready, class Done>
   bool wait(Operation& op, int member, Ready ready, Done done) {
     done_ = done;
-    const bool came = waiter_->until(ready, member < 0 ? -1 : job_rank(member), op.deadline, *this);
+    bool came = waiter_->until(ready, member < 0 ? -1 : job_rank(member), op.deadline, *this);
+    // So that who only ever waits for a moment learns of it, too.
+    if (!came) came = look_now_and_then(ready);
+    done_ = nullptr;
+    return came;
+  }
+  // What a wait would notice of the others, for calls that only ask. Throws as a wait does; else tells whether ready().
+  template <class Ready, class Done>
+  bool glance(Ready ready, Done done) {
+    done_ = done;
+    const bool came = look_now_and_then(ready);
     done_ = nullptr;
     return came;
   }
@@ -287,6 +297,15 @@ class Communicator : public Vigil {
     return out;
   }
   bool poll_remote(Operation& op, const std::function<bool()>& ready);
+  // Keeps the vigil if that was long ago.
+  template <class Ready>
+  bool look_now_and_then(Ready ready) {
+    if (const uint64_t now = now_ns(); now - last_look_ns_ >= look_interval_ns) {
+      last_look_ns_ = now;
+      keep(-1, [](void* context) { return (*static_cast<Ready*>(context))(); }, &ready);
+    }
+    return ready();
+  }
 
   std::shared_ptr<World> world_;
   AnnexBytes annex_bytes_;
@@ -312,8 +331,10 @@ class Communicator : public Vigil {
   std::map<uint64_t, Remains> retired_;  // closed here, perhaps not everywhere
   enum class Use : int { none, call, progress };
   std::atomic<Use> use_{Use::none};  // by whichever thread
-  std::function<bool(int)> done_;    // during a wait: which members have done their part
-  std::optional<Error> broken_;      // the first cause
+  static constexpr uint64_t look_interval_ns = 10'000'000;
+  uint64_t last_look_ns_ = 0;
+  std::function<bool(int)> done_;  // during a wait: which members have done their part
+  std::optional<Error> broken_;    // the first cause
   bool closed_ = false;
 };
 

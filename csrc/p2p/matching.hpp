@@ -19,6 +19,7 @@ class Matching {
 
   // --- Receives ---
   void number(Request& receive) { receive.order = ++last_order_; }
+  // In its place by number, also when it comes back.
   void post(Request& receive) { posted_.insert(receive, &Request::order); }
   void remove(Request& receive) { posted_.remove(receive); }
   // The first receive that a message of this source and tag may meet.

@@ -63,6 +63,14 @@ void PointToPoint::check_tag(int tag, bool wildcard) const {
        wildcard ? text(", or ", any_tag, " for any") : "");
 }
 
+bool PointToPoint::needed(int peer, int member) const {
+  if (peer != any_source) return member == peer;
+  // From anywhere means from anybody who is still there.
+  for (int other = 0; other < comm_->size(); ++other)
+    if (other != comm_->rank() && comm_->running(other)) return false;
+  return comm_->size() > 1;
+}
+
 void PointToPoint::raise_if_damaged() {
   if (!damaged_) return;
   comm_->end(*damaged_);
@@ -174,11 +182,10 @@ MessageInfo PointToPoint::wait(Request& request, double timeout) {
 bool PointToPoint::test(Request& request) {
   if (!request.finished()) {
     const Frame frame(*this, "test");
-    advance();
-    raise_if_damaged();
+    if (!ask("test", request.peer, [&] { return request.finished(); })) return false;
   }
-  if (request.finished()) result(request);
-  return request.finished();
+  result(request);
+  return true;
 }
 
 MessageInfo PointToPoint::sendrecv(const void* data, uint64_t bytes, int dst, int send_tag, void* into,

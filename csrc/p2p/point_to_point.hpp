@@ -73,6 +73,11 @@ class PointToPoint : public Engine, private RecordHandler {
   Channel& channel(int member) const { return *channels_[static_cast<size_t>(member)]; }
   void check_peer(const char* name, int member, bool wildcard) const;
   void check_tag(int tag, bool wildcard) const;
+  // Whether a call that waits for `peer` needs this member.
+  bool needed(int peer, int member) const;
+  // Tells whether ready(); if not, notices now and then what a call that waits would.
+  template <class Ready>
+  bool ask(const char* op, int peer, Ready ready);
 
   // Waits, so that others can see it, until done(), and asks give_up() when that fails. See receiving.cpp.
   template <class Done, class GiveUp>
@@ -96,7 +101,6 @@ class PointToPoint : public Engine, private RecordHandler {
 
   // --- receiving.cpp ---
   std::optional<MessageInfo> find(int src, int tag);
-  std::optional<MessageInfo> look_for(int src, int tag);
   void post(Request& request);
   void complete_receive(const Frame& frame, const char* op, Request& request, double timeout);
   Message* available(int src, int tag);
@@ -153,6 +157,27 @@ struct PointToPoint::Frame {
   }
 };
 
+inline bool tells_of_failure(const Error& error) {
+  return error.status == Status::PeerLost || error.status == Status::PeerFailed;
+}
+
+template <class Ready>
+bool PointToPoint::ask(const char* op, int peer, Ready ready) {
+  const auto progressed = [&] {
+    advance();
+    return ready();
+  };
+  try {
+    if (progressed()) return true;
+    raise_if_damaged();
+    return comm_->glance(progressed, [&](int member) { return !needed(peer, member); });
+  } catch (Error& error) {
+    error.during(op, calls_, "asking");
+    if (tells_of_failure(error)) comm_->end(error);  // as where a call waits
+    throw;
+  }
+}
+
 // A request that does not outlive its call: it leaves every queue with it, however the call ends.
 struct PointToPoint::OwnRequest {
   PointToPoint& p2p;
@@ -167,13 +192,7 @@ void PointToPoint::complete(const Frame& frame, const char* op, int peer, double
   uint64_t number = calls_ - 1;
   comm_->operate(frame.hold, op, number, timeout, [&](Operation& operation) {
     operation.phase("waiting");
-    // Who is not needed, or not yet lost, has done its part. From anywhere means from anybody who is still there.
-    const auto nobody_there = [&] {
-      for (int member = 0; member < comm_->size(); ++member)
-        if (member != comm_->rank() && comm_->running(member)) return false;
-      return comm_->size() > 1;
-    };
-    const auto not_needed = [&](int member) { return peer == any_source ? !nobody_there() : member != peer; };
+    const auto not_needed = [&](int member) { return !needed(peer, member); };
     const auto ready = [&] {
       advance();
       return done() || damaged_.has_value();
@@ -190,8 +209,7 @@ void PointToPoint::complete(const Frame& frame, const char* op, int peer, double
         done_its_part.push_back(peer == any_source ? member == comm_->rank() : member != peer);
       comm_->raise_timeout(operation, done_its_part, peer);
     } catch (const Error& error) {
-      const bool rank_is_down = error.status == Status::PeerLost || error.status == Status::PeerFailed;
-      if (rank_is_down || damaged_ || (error.status == Status::Timeout && end == GivenUp::stuck))
+      if (tells_of_failure(error) || damaged_ || (error.status == Status::Timeout && end == GivenUp::stuck))
         operation.publish();  // nobody can go on from here
       else if (error.status != Status::Timeout)
         give_up();

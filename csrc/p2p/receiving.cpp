@@ -84,13 +84,10 @@ std::optional<MessageInfo> PointToPoint::iprobe(int src, int tag) {
   const Frame frame(*this, "iprobe");
   check_peer("source", src, true);
   check_tag(tag, true);
-  return look_for(src, tag);
-}
-
-std::optional<MessageInfo> PointToPoint::look_for(int src, int tag) {
-  advance();
-  raise_if_damaged();
-  return find(src, tag);
+  std::optional<MessageInfo> info;
+  // From anywhere: nobody in particular is needed, and that nothing is there is true also when all have closed.
+  ask("iprobe", src == any_source ? comm_->rank() : src, [&] { return (info = find(src, tag)).has_value(); });
+  return info;
 }
 
 std::optional<MessageInfo> PointToPoint::find(int src, int tag) {
@@ -103,11 +100,10 @@ MessageInfo PointToPoint::probe(int src, int tag, double timeout) {
   const Frame frame(*this, "probe");
   check_peer("source", src, true);
   check_tag(tag, true);
-  std::optional<MessageInfo> info = look_for(src, tag);
-  if (!info)
-    complete(
-        frame, "probe", src, timeout, [&] { return (info = find(src, tag)).has_value(); },
-        [] { return GivenUp::taken_back; });
+  std::optional<MessageInfo> info;
+  const auto there = [&] { return (info = find(src, tag)).has_value(); };
+  advance();
+  if (!there()) complete(frame, "probe", src, timeout, there, [] { return GivenUp::taken_back; });
   return *info;
 }
 

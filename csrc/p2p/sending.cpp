@@ -39,6 +39,7 @@ std::shared_ptr<Request> PointToPoint::isend(const void* data, uint64_t bytes, i
   const Frame frame(*this, "isend");
   check_peer("destination", dst, false);
   check_tag(tag, false);
+  if (!channel(dst).all_sent()) ask("isend", dst, [] { return false; });  // not buffered: time to look
   auto request = make_send(data, bytes, dst, tag);
   request->keepalive = std::move(keepalive);
   submit(request);

@@ -390,7 +390,8 @@ PyMethodDef methods[] = {
      "Waits for a message and returns its Status, without taking it: the next such recv gets it."},
     {"iprobe", as_method(iprobe), fast,
      "iprobe($self, src=ANY_SOURCE, tag=ANY_TAG)\n--\n\n"
-     "The Status of the message that such a recv would get now, or None."},
+     "The Status of the message that such a recv would get now, or None.\n\n"
+     "Raises PeerLost, PeerFailed; Closed if there is none and `src`, a rank, has closed."},
     {"recv_view", as_method(recv_view), fast,
      "recv_view($self, src=ANY_SOURCE, tag=ANY_TAG, dtype='uint8', shape=None, timeout=None)\n--\n\n"
      "Borrows a message where it lies, without copying it.\n\n"
