@@ -272,7 +272,8 @@ int xccl_comm_is_closed(const xccl_comm* comm);
 
 /* Gives up: calls of the other ranks return XCCL_PEER_FAILED with this text (its first 500 bytes or so), and
  * every further call here fails. Use it when this rank meets an error that the others should not have to wait
- * for. Then destroy the communicator. Errors: XCCL_INVALID_ARGUMENT. */
+ * for, in any thread: a call that another one is inside fails, too. Then destroy the communicator.
+ * Errors: XCCL_INVALID_ARGUMENT. */
 xccl_status xccl_comm_abort(xccl_comm* comm, const char* reason);
 
 /* Ends this rank's part in an orderly way, and first that of every xccl_ep made on it. Not collective; a second

@@ -161,7 +161,7 @@ void Communicator::require_usable() const {
     fail(Status::Closed, "this process is a fork of rank ", world_->rank(),
          " and cannot use its communicator; join again in the child");
   if (closed_) fail(Status::Closed, "the communicator is closed");
-  if (!broken_) return;
+  if (!broken()) return;
   Error again(broken_->status, text("the communicator has failed before: ", broken_->what()), broken_->ranks);
   throw again.during(broken_->op.empty() ? "abort" : broken_->op.c_str(), broken_->seq,
                      broken_->phase.c_str());
@@ -198,8 +198,10 @@ void Communicator::require_trust() {
 }
 
 void Communicator::end(const Error& cause) {
+  const std::lock_guard lock(end_mutex_);
   if (broken_) return;
   broken_ = cause;
+  is_broken_.store(true, std::memory_order_release);
   switch (cause.status) {
     case Status::PeerLost:
     case Status::PeerFailed:
@@ -244,6 +246,7 @@ void Communicator::raise_if_member_down() {
 
 void Communicator::keep(int for_rank, bool (*ready)(void*), void* context) {
   (void)for_rank;
+  if (broken()) require_usable();  // another thread has called abort()
   // The order matters. Who is closed first: a rank that failed says so before it closes. Then what the others say: a
   // rank that told its error before its process ended has failed, not died. And what a rank published before it went
   // still counts: the caller may need no more than that.
@@ -348,7 +351,7 @@ void Communicator::close() {
     bool all_passed = false;
     ~AtLast() { comm.leave_world(all_passed); }
   } at_last{*this};
-  if (broken_) return;
+  if (broken()) return;
   // Others may still read this rank's scratch. The bound is the deadline of any other call.
   const Deadline deadline(timeout());
   bool passed = true;

@@ -218,7 +218,8 @@ class Communicator : public Vigil {
   // Called at the end of every operation that pulled: PeerLost or PeerFailed unless what was pulled can be trusted.
   void require_trust();
 
-  // Tells everybody that this rank gives up, for the reason given; the communicator refuses further use.
+  // Tells everybody that this rank gives up, for the reason given; the communicator refuses further use. In any thread:
+  // a call that another one is inside ends, too.
   void abort(const std::string& reason);
   // Does what others count on already, outside a call: an error in it must reach them.
   template <class Body>
@@ -243,7 +244,8 @@ class Communicator : public Vigil {
   // peer's sake. Safe to call twice.
   void close();
   bool closed() const { return closed_; }
-  bool broken() const { return broken_.has_value(); }
+  // acquire: the cause is there. abort() may be called in any thread.
+  bool broken() const { return is_broken_.load(std::memory_order_acquire); }
 
   // --- Vigil ---
   void alarmed() override;
@@ -334,8 +336,10 @@ class Communicator : public Vigil {
   static constexpr uint64_t look_interval_ns = 10'000'000;
   uint64_t last_look_ns_ = 0;
   std::function<bool(int)> done_;  // during a wait: which members have done their part
-  std::optional<Error> broken_;    // the first cause
-  bool closed_ = false;
+  std::mutex end_mutex_;
+  std::optional<Error> broken_;  // the first cause; written once, before is_broken_
+  std::atomic<bool> is_broken_{false};
+  std::atomic<bool> closed_{false};
 };
 
 }  // namespace xccl

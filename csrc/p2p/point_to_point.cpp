@@ -83,14 +83,16 @@ void PointToPoint::enter(Request& request) {
 }
 
 void PointToPoint::leave(Request& request) {
+  request.state = Request::State::idle;
   busy_.fetch_sub(1, std::memory_order_relaxed);
   request.keepalive.reset();
   const auto last = std::move(request.self);  // perhaps the last owner: nothing after this line
 }
 
 void PointToPoint::finish(Request& request) {
-  request.state = Request::State::finished;
+  const auto last = std::move(request.self);
   leave(request);
+  request.set_finished();
 }
 
 void PointToPoint::fail_request(Request& request, Error error) {

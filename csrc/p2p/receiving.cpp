@@ -353,7 +353,6 @@ void PointToPoint::give_up_receive(Request& request) {
   delivery.request = nullptr;
   delivery.message = message.get();
   matching_.add_first(std::move(message));
-  request.state = Request::State::idle;
   leave(request);
 }
 
@@ -381,7 +380,6 @@ void PointToPoint::deliver_kept(Request& request, Message& message) {
 void PointToPoint::forget(Request& request) {
   switch (request.state) {
     case Request::State::idle:
-    case Request::State::finished:
       return;
     case Request::State::posted:
       matching_.remove(request);
@@ -397,7 +395,6 @@ void PointToPoint::forget(Request& request) {
       channel(request.kind == Request::Kind::send ? request.peer : request.info.source).forget(request);
       break;
   }
-  request.state = Request::State::idle;
   leave(request);
 }
 

@@ -51,13 +51,12 @@ struct View {
 struct Request : Linked<Request> {
   enum class Kind { send, receive };
   enum class State {
-    idle,      // not in any queue
-    waiting,   // send: no place for its record yet
-    offered,   // send: announced, the receiver has not answered
-    claimed,   // send: the receiver holds a view
-    posted,    // receive: no message yet
-    moving,    // both: matched, the bytes are on their way
-    finished,  // successfully, or with an error
+    idle,     // in no queue
+    waiting,  // send: no place for its record yet
+    offered,  // send: announced, the receiver has not answered
+    claimed,  // send: the receiver holds a view
+    posted,   // receive: no message yet
+    moving,   // both: matched, the bytes are on their way
   };
 
   Request(Kind kind, const void* data, uint64_t bytes, int peer, int tag)
@@ -85,7 +84,13 @@ struct Request : Linked<Request> {
   std::shared_ptr<void> keepalive;  // of the array
   std::shared_ptr<Request> self;    // while a queue needs it, if nobody else may
 
-  bool finished() const { return state == State::finished; }
+  // Successfully, or with an error. Asked in any thread, and then all of the request and its array may be read.
+  bool finished() const { return finished_.load(std::memory_order_acquire); }
+  // By whoever makes progress, who leaves it alone from then on. release: for those who ask.
+  void set_finished() { finished_.store(true, std::memory_order_release); }
+
+ private:
+  std::atomic<bool> finished_{false};
 };
 
 // A message that has arrived, or been announced, before a receive asked for it.

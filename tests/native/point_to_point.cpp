@@ -572,13 +572,18 @@ TEST("two communicators used by a thread each do not disturb each other") {
       int word;
       while (!done) CHECK_THROWS(other.recv(&word, 4, peer, 5, 0.0005), Status::Timeout);
     });
-    for (uint64_t i = 0; i < 600; ++i) {
+    for (uint64_t i = 0; i < 120; ++i) {
       const uint64_t bytes = sizes[i % sizes.size()] % 1'000'000;
       Memory from(p2p, bytes, i & 1), to(p2p, bytes, i & 2);
       fill(from.get(), bytes, i);
       CHECK(p2p.sendrecv(from.get(), bytes, peer, 1, to.get(), bytes, peer, 1).bytes == bytes);
       CHECK(is_filled(to.get(), bytes, i));
       CHECK(!p2p.iprobe(peer, 2));
+      // Progress is made by the second thread alone.
+      const auto receive = p2p.irecv(to.get(), bytes, peer, 3), send = p2p.isend(from.get(), bytes, peer, 3);
+      while (!receive->finished()) std::this_thread::yield();
+      CHECK(is_filled(to.get(), bytes, i) && p2p.test(*receive));
+      p2p.wait(*send);
     }
     done = true;
     second.join();
@@ -619,6 +624,23 @@ TEST("a call holds its communicator from its beginning to its end, also between 
     }
     late();
     p2p.sendrecv(array.data(), 8, 0, 0, array.data(), array.size(), 0, 0);
+  });
+}
+
+TEST("a second thread may abort, which ends the call that the first is inside, here and elsewhere") {
+  on_points(2, test::local_config(true), [](PointToPoint& p2p) {
+    int word;
+    if (p2p.comm().rank() == 1) {
+      CHECK_THROWS(p2p.recv(&word, 4, 0, 0), Status::PeerFailed);
+      return;
+    }
+    std::thread second([&] {
+      std::this_thread::sleep_for(std::chrono::milliseconds(5));
+      p2p.comm().abort("seen enough");
+    });
+    const Error error = CHECK_THROWS(p2p.recv(&word, 4, 1, 0), Status::Failure);
+    CHECK(std::string(error.what()).find("seen enough") != std::string::npos);
+    second.join();
   });
 }
 
