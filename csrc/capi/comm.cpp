@@ -24,8 +24,10 @@ Config settings(const xccl_comm_config& config) {
 
 }  // namespace
 
-// Every part is closed, also when one before it complains. What is said in the end is the first complaint.
+// Every part is closed, also when one before it complains, or none: that another thread is inside is known at the
+// beginning. What is said in the end is the first complaint.
 void Comm::close() {
+  const Communicator::Hold hold(*communicator, "close");
   std::exception_ptr complaint;
   const auto attempt = [&](auto&& part) {
     try {
@@ -39,9 +41,9 @@ void Comm::close() {
     return eps;
   }();
   for (const auto& weak : made)
-    if (const auto ep = weak.lock()) attempt([&] { ep->close(); });
-  attempt([&] { p2p->close(); });
-  attempt([&] { communicator->close(); });
+    if (const auto ep = weak.lock()) attempt([&] { ep->close(hold); });
+  attempt([&] { p2p->close(hold); });
+  attempt([&] { communicator->close(hold); });
   if (complaint) std::rethrow_exception(complaint);
 }
 

@@ -341,9 +341,8 @@ void Communicator::raise_timeout(const Operation& op, const std::vector<bool>& d
       late);
 }
 
-void Communicator::close() {
+void Communicator::close(const Hold&) {
   if (closed_) return;
-  const Hold hold(*this, "close");
   closed_ = true;
   if (world_->forked()) return;
   struct AtLast {  // also when Ctrl-C ends the wait

@@ -242,7 +242,10 @@ class Communicator : public Vigil {
   void end(const Error& cause);
   // Orderly end: waits, within the deadline, until nobody needs this rank's memory any more. Never throws for a
   // peer's sake. Safe to call twice.
-  void close();
+  void close() {
+    if (!closed_) close(Hold(*this, "close"));
+  }
+  void close(const Hold& hold);
   bool closed() const { return closed_; }
   // acquire: the cause is there. abort() may be called in any thread.
   bool broken() const { return is_broken_.load(std::memory_order_acquire); }

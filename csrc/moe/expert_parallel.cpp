@@ -249,9 +249,8 @@ std::byte* ExpertParallel::output_buffer(Dispatched& result, double timeout) {
   return out;
 }
 
-void ExpertParallel::close() {
+void ExpertParallel::close(const Communicator::Hold&) {
   if (closed_) return;
-  const Communicator::Hold hold(*comm_, "close");
   closed_ = true;
   if (comm_->world().forked()) return;
   // Others may still pull from here in the last call. If one does not come to it in time, the memory is left to it:

@@ -59,7 +59,10 @@ class ExpertParallel {
   void combine(const void* rows, Dispatched& result, const float* weights, void* y, double timeout);
 
   // Not collective: waits, within the deadline, until nobody pulls from this rank any more.
-  void close();
+  void close() {
+    if (!closed_) close(Communicator::Hold(*comm_, "close"));
+  }
+  void close(const Communicator::Hold& hold);  // of the communicator
   bool closed() const { return closed_; }
 
  private:

@@ -217,9 +217,8 @@ MessageInfo PointToPoint::sendrecv(const void* data, uint64_t bytes, int dst, in
   return result(receive);
 }
 
-void PointToPoint::close() {
+void PointToPoint::close(const Communicator::Hold&) {
   if (closed_) return;
-  const Communicator::Hold hold(*comm_, "close");
   struct AtLast {  // also when Ctrl-C ends the wait
     PointToPoint& p2p;
     bool payload_is_read = false;

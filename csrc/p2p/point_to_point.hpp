@@ -58,7 +58,10 @@ class PointToPoint : public Engine, private RecordHandler {
   std::shared_ptr<View> recv_view(int src, int tag, double timeout = -1, const ViewSize& size = {});
 
   // Not collective: waits, within the deadline, until what this rank has sent needs its help no more.
-  void close();
+  void close() {
+    if (!closed_) close(Communicator::Hold(*comm_, "close"));
+  }
+  void close(const Communicator::Hold& hold);
 
   // --- Engine ---
   void advance() noexcept override;

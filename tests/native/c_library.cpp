@@ -115,6 +115,8 @@ TEST("a second thread is refused while one is inside, disturbs nothing, and has 
         CHECK(xccl_comm_iprobe(comm, 1, 2, &message) == XCCL_INVALID_ARGUMENT);
         CHECK(std::strstr(xccl_error_message(), "another thread"));
       }
+      CHECK(xccl_comm_close(comm) == XCCL_INVALID_ARGUMENT);
+      CHECK(!xccl_comm_is_closed(comm));
       refused = true;
     });
     must(xccl_comm_send(comm, array.data(), bytes, 1, 1, XCCL_DEFAULT_TIMEOUT));
