@@ -16,7 +16,7 @@ import hypothesis.strategies as st
 import ml_dtypes
 import numpy as np
 import pytest
-from ranks import mark, marked, wait_until
+from ranks import Ranks, mark, marked, wait_until
 
 import xccl
 from xccl import _core
@@ -418,6 +418,34 @@ def unshowable(comm):
 
 def test_a_view_that_numpy_cannot_show_is_refused_and_the_message_stays(processes):
     assert processes.run(unshowable, 1) == [[[[0x100, 0x302], [0x504, 0x706]]]]
+
+
+def views_and_forks(comm):
+    x = comm.empty(100_000, "uint8")
+    if comm.rank == 0:
+        request = comm.isend(x, 1)
+        comm.barrier()
+        comm.barrier()  # the child has gone
+        assert not request.test()
+        comm.barrier()
+        request.wait()
+        return True
+    view = comm.recv_view(0)
+    comm.barrier()
+    child = os.fork()
+    if child == 0:
+        view.release()
+        os._exit(0)
+    os.waitpid(child, 0)
+    comm.barrier()
+    comm.barrier()  # rank 0 has looked
+    view.release()
+    return True
+
+
+def test_a_forked_child_that_drops_a_view_does_not_give_the_message_back(pool):
+    direct = Ranks("posix_shm", pool, {"XCCL_DIRECT": "1"})
+    assert direct.run(views_and_forks, 2) == [True, True]
 
 
 def wrong_arguments(comm):

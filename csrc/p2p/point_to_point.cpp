@@ -135,7 +135,8 @@ void PointToPoint::advance_channel(Channel& channel) {
 }
 
 void PointToPoint::advance() noexcept {
-  if (damaged_ || closed_ || comm_->broken()) return;
+  // In a forked child the rings are the parent's.
+  if (damaged_ || closed_ || comm_->broken() || comm_->world().forked()) return;
   try {
     for (const auto& one : channels_) advance_channel(*one);
     if (!views_.empty()) return_views();
