@@ -420,6 +420,35 @@ def test_a_view_that_numpy_cannot_show_is_refused_and_the_message_stays(processe
     assert processes.run(unshowable, 1) == [[[[0x100, 0x302], [0x504, 0x706]]]]
 
 
+def lent_for_too_long(comm):
+    if comm.rank == 1:
+        view = comm.recv_view(0)
+        comm.barrier()  # the send has given up, and its array was dropped
+        borrowed = set(view.array.tolist())
+        view.release()
+        comm.barrier()
+        return borrowed
+    x = comm.empty(100_000, "uint8")
+    x[:] = 1
+    phase = None
+    while phase != "lent":  # until rank 1 has come, nothing is sent
+        with pytest.raises(xccl.Timeout, match="rank 1") as caught:
+            comm.send(x, 1, timeout=0.02)
+        phase = caught.value.phase
+    del x
+    comm.empty(100_000, "uint8")[:] = 2
+    comm.barrier()
+    comm.barrier()
+    comm.send(np.zeros(3), 0)  # nothing is broken
+    comm.recv(np.zeros(3), 0)
+    return True
+
+
+def test_the_array_of_a_send_that_gave_up_while_its_message_was_borrowed_stays(pool):
+    direct = Ranks("posix_shm", pool, {"XCCL_DIRECT": "1"})
+    assert direct.run(lent_for_too_long, 2) == [True, {1}]
+
+
 def views_and_forks(comm):
     x = comm.empty(100_000, "uint8")
     if comm.rank == 0:

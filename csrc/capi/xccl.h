@@ -320,7 +320,8 @@ typedef struct xccl_message {
 } xccl_message;
 
 /* Sends; returns when `data` may be used again, which says nothing about whether it has been received.
- * Errors: the usual. After XCCL_TIMEOUT the message has not been sent. */
+ * Errors: the usual. After XCCL_TIMEOUT the message has not been sent; but if xccl_error_phase() is "lent", it has: the
+ * receiver has borrowed it, and `data` must stay as it is until it gives it back. To wait for that again, use isend. */
 xccl_status xccl_comm_send(xccl_comm* comm, const void* data, uint64_t bytes, int destination, int tag,
                            double timeout);
 
@@ -332,7 +333,8 @@ xccl_status xccl_comm_recv(xccl_comm* comm, int source, int tag, double timeout,
 
 /* Sends and receives at once, so that nobody waits for the other in a ring. `message_out` (of what was
  * received) may be NULL. Errors: those of the two. After XCCL_TIMEOUT xccl_error_operation() tells what has been
- * done: "send": the message has not been sent; "sendrecv": it has, so only receive again. */
+ * done: "send": the message has not been sent (or is lent, as of send); "sendrecv": it has, so only receive again.
+ * Nothing is ever taken. */
 xccl_status xccl_comm_sendrecv(xccl_comm* comm, const void* data, uint64_t bytes, int destination,
                                int send_tag, int source, int recv_tag, double timeout, void* data_out,
                                uint64_t capacity, xccl_message* message_out);

@@ -192,7 +192,8 @@ bool PointToPoint::test(Request& request) {
 }
 
 MessageInfo PointToPoint::sendrecv(const void* data, uint64_t bytes, int dst, int send_tag, void* into,
-                                   uint64_t capacity, int src, int recv_tag, double timeout) {
+                                   uint64_t capacity, int src, int recv_tag, double timeout,
+                                   const Keep& keep) {
   const Frame frame(*this, "sendrecv");
   const Deadline deadline(timeout < 0 ? comm_->timeout() : timeout);
   const auto left = [&] { return static_cast<double>(deadline.remaining_ns()) * 1e-9; };
@@ -209,12 +210,12 @@ MessageInfo PointToPoint::sendrecv(const void* data, uint64_t bytes, int dst, in
       complete(
           frame, "send", dst, left(), [&] { return sending->finished(); },
           [&] {
-            const GivenUp end = give_up_send(*sending);
+            const GivenUp end = give_up_send(*sending, keep);
             if (end != GivenUp::done) give_up_receive(receive);
             return end;
           });
   }
-  if (!spin(receive)) complete_receive(frame, "sendrecv", receive, left());
+  if (!spin(receive)) complete_receive(frame, "sendrecv", receive, left(), GivenUp::sent);
   return result(receive);
 }
 

@@ -12,6 +12,7 @@
 // those named, PeerLost, PeerFailed, Closed (the peer has closed). Deadlines in seconds; negative: the default.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <optional>
 
@@ -33,8 +34,12 @@ class PointToPoint : public Engine, private RecordHandler {
 
   Communicator& comm() { return *comm_; }
 
-  // Returns when `data` may be reused. Timeout: the message was not sent and the call may be repeated.
-  void send(const void* data, uint64_t bytes, int dst, int tag, double timeout = -1);
+  // Keeps an array alive beyond the call. Called in the call, by its thread.
+  using Keep = std::function<std::shared_ptr<void>()>;
+
+  // Returns when `data` may be reused. Timeout: the message was not sent and the call may be repeated; but if its phase
+  // is "lent", the message was sent, and the receiver reads `data` until it releases its view: `keep` is held until then.
+  void send(const void* data, uint64_t bytes, int dst, int tag, double timeout = -1, const Keep& keep = {});
   // src, tag: any_source, any_tag match all. Truncated, naming both sizes, leaves the message for a larger receive;
   // Timeout takes nothing.
   MessageInfo recv(void* data, uint64_t capacity, int src, int tag, double timeout = -1);
@@ -43,8 +48,9 @@ class PointToPoint : public Engine, private RecordHandler {
                                  std::shared_ptr<void> keepalive = nullptr);
   std::shared_ptr<Request> irecv(void* data, uint64_t capacity, int src, int tag,
                                  std::shared_ptr<void> keepalive = nullptr);
+  // Timeout takes nothing. In operation "send", it has not sent either (or lent, see there); in "sendrecv" it has.
   MessageInfo sendrecv(const void* data, uint64_t bytes, int dst, int send_tag, void* into, uint64_t capacity,
-                       int src, int recv_tag, double timeout = -1);
+                       int src, int recv_tag, double timeout = -1, const Keep& keep = {});
 
   // Waits for a request and tells its message; raises its error. Timeout leaves the request as it is.
   MessageInfo wait(Request& request, double timeout = -1);
@@ -69,7 +75,13 @@ class PointToPoint : public Engine, private RecordHandler {
   bool unfinished() const noexcept override { return busy_.load(std::memory_order_relaxed) > 0; }
 
  private:
-  enum class GivenUp { done, taken_back, stuck };  // what became of a call whose time has passed
+  // What became of a call whose time has passed.
+  enum class GivenUp {
+    done,        // it was not too late after all
+    taken_back,  // nothing has happened
+    lent,        // a message was sent; the receiver reads the array
+    sent,        // a sendrecv has sent its message, and taken none
+  };
 
   struct Frame;
   struct OwnRequest;
@@ -98,6 +110,7 @@ class PointToPoint : public Engine, private RecordHandler {
   void offer(Channel& channel, Request& request);
   void start_waiting(Channel& channel);
   GivenUp give_up_send(Request& request);
+  GivenUp give_up_send(Request& request, const Keep& keep);
   void detach(Request& request);
   void answered(Channel& channel, const Payload& record);
   bool all_sent();
@@ -105,7 +118,8 @@ class PointToPoint : public Engine, private RecordHandler {
   // --- receiving.cpp ---
   std::optional<MessageInfo> find(int src, int tag);
   void post(Request& request);
-  void complete_receive(const Frame& frame, const char* op, Request& request, double timeout);
+  void complete_receive(const Frame& frame, const char* op, Request& request, double timeout,
+                        GivenUp given_up = GivenUp::taken_back);
   Message* available(int src, int tag);
   bool take_if_there(Request& request);
   void arrived_message(Channel& channel, const Payload& record);
@@ -181,11 +195,13 @@ bool PointToPoint::ask(const char* op, int peer, Ready ready) {
   }
 }
 
-// A request that does not outlive its call: it leaves every queue with it, however the call ends.
+// A request that does not outlive its call: it leaves every queue with it, however the call ends. One that is lent stays.
 struct PointToPoint::OwnRequest {
   PointToPoint& p2p;
   Request& request;
-  ~OwnRequest() { p2p.forget(request); }
+  ~OwnRequest() {
+    if (request.state != Request::State::claimed) p2p.forget(request);
+  }
 };
 
 template <class Done, class GiveUp>
@@ -200,27 +216,49 @@ void PointToPoint::complete(const Frame& frame, const char* op, int peer, double
       advance();
       return done() || damaged_.has_value();
     };
-    GivenUp end = GivenUp::stuck;
+    // Giving up changes what the peer believes. Half done, nobody could go on from there.
+    const auto call_off = [&] {
+      try {
+        raise_if_damaged();
+        return give_up();
+      } catch (...) {
+        operation.publish();
+        throw;
+      }
+    };
+    bool came = false;
     try {
       for (const auto& one : channels_) one->publish_credits();
-      const bool came = comm_->wait(operation, -1, ready, not_needed);
-      raise_if_damaged();
-      if (came) return;
-      if ((end = give_up()) == GivenUp::done) return;
-      std::vector<bool> done_its_part;
-      for (int member = 0; member < comm_->size(); ++member)
-        done_its_part.push_back(peer == any_source ? member == comm_->rank() : member != peer);
-      comm_->raise_timeout(operation, done_its_part, peer);
+      came = comm_->wait(operation, -1, ready, not_needed);
     } catch (const Error& error) {
-      if (tells_of_failure(error) || damaged_ || (error.status == Status::Timeout && end == GivenUp::stuck))
-        operation.publish();  // nobody can go on from here
-      else if (error.status != Status::Timeout)
-        give_up();
+      tells_of_failure(error) ? operation.publish() : void(call_off());
       throw;
     } catch (...) {
-      if (give_up() == GivenUp::stuck) operation.publish();
+      call_off();
       throw;
     }
+    raise_if_damaged();
+    if (came) return;
+    switch (call_off()) {
+      case GivenUp::done:
+        return;
+      case GivenUp::lent:
+        operation.phase("lent");
+        throw Error(Status::Timeout,
+                    text("the message has been sent, but rank ", comm_->job_rank(peer),
+                         " has borrowed it and not given it back within ", operation.deadline.seconds(),
+                         " s; until then the array must stay as it is"),
+                    {comm_->job_rank(peer)});
+      case GivenUp::sent:
+        operation.phase("sent, receiving");
+        break;
+      case GivenUp::taken_back:
+        break;
+    }
+    std::vector<bool> done_its_part;
+    for (int member = 0; member < comm_->size(); ++member)
+      done_its_part.push_back(peer == any_source ? member == comm_->rank() : member != peer);
+    comm_->raise_timeout(operation, done_its_part, peer);
   });
 }
 

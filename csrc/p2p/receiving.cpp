@@ -71,12 +71,13 @@ std::shared_ptr<View> PointToPoint::recv_view(int src, int tag, double timeout, 
   return request.view;
 }
 
-void PointToPoint::complete_receive(const Frame& frame, const char* op, Request& request, double timeout) {
+void PointToPoint::complete_receive(const Frame& frame, const char* op, Request& request, double timeout,
+                                    GivenUp given_up) {
   complete(
       frame, op, request.peer, timeout, [&] { return request.finished(); },
       [&] {
         give_up_receive(request);
-        return GivenUp::taken_back;
+        return given_up;
       });
 }
 
@@ -333,27 +334,30 @@ void PointToPoint::take_back(Channel& from, uint64_t id) {
   from.held = true;  // it may match another message that is there
 }
 
-// --- Kept messages: a receive gave up while the bytes were coming ------------------------------------
+// --- Kept messages: a receive gave up while the bytes were coming, or its call did when they had -------------
 
 void PointToPoint::give_up_receive(Request& request) {
-  if (request.state != Request::State::moving) return forget(request);
-  Channel& from = channel(request.info.source);
-  Delivery& delivery = *from.delivery_of(request);
+  const bool arrived = request.finished();
+  if (arrived ? request.error.has_value() : request.state != Request::State::moving) return forget(request);
   auto message = std::make_unique<Message>();
   message->source = request.info.source;
   message->tag = request.info.tag;
   message->bytes = request.info.bytes;
   message->kept = true;
-  message->complete = false;
+  message->complete = arrived;
   message->buffer = std::make_unique_for_overwrite<std::byte[]>(message->bytes);
+  Delivery* delivery = arrived ? nullptr : channel(message->source).delivery_of(request);
   // A claimed view becomes a copy, too: the sender is then free to go on.
-  const std::byte* there = delivery.to ? delivery.to : request.view->data;
-  if (delivery.moved) std::memcpy(message->buffer.get(), there, delivery.moved);
-  delivery.to = message->buffer.get();
-  delivery.request = nullptr;
-  delivery.message = message.get();
+  const std::byte* there = request.view ? request.view->data : request.data;
+  const uint64_t bytes = arrived ? message->bytes : delivery->moved;
+  if (bytes) std::memcpy(message->buffer.get(), there, bytes);
+  if (delivery) {
+    delivery->to = message->buffer.get();
+    delivery->request = nullptr;
+    delivery->message = message.get();
+    leave(request);
+  }
   matching_.add_first(std::move(message));
-  leave(request);
 }
 
 void PointToPoint::deliver_kept(Request& request, Message& message) {

@@ -12,7 +12,8 @@ std::shared_ptr<Request> PointToPoint::make_send(const void* data, uint64_t byte
   return request;
 }
 
-void PointToPoint::send(const void* data, uint64_t bytes, int dst, int tag, double timeout) {
+void PointToPoint::send(const void* data, uint64_t bytes, int dst, int tag, double timeout,
+                        const Keep& keep) {
   const Frame frame(*this, "send");
   check_peer("destination", dst, false);
   check_tag(tag, false);
@@ -22,7 +23,7 @@ void PointToPoint::send(const void* data, uint64_t bytes, int dst, int tag, doub
   if (spin(*request)) return;
   complete(
       frame, "send", dst, timeout, [&] { return request->finished(); },
-      [&] { return give_up_send(*request); });
+      [&] { return give_up_send(*request, keep); });
 }
 
 // Null when the message has been buffered and nothing is left to be done.
@@ -153,12 +154,20 @@ PointToPoint::GivenUp PointToPoint::give_up_send(Request& request) {
       return GivenUp::taken_back;
     }
   }
+  if (request.state == Request::State::claimed) return GivenUp::lent;
   if (request.state == Request::State::moving) detach(request);
-  return request.state == Request::State::claimed ? GivenUp::stuck : GivenUp::done;
+  return GivenUp::done;
+}
+
+PointToPoint::GivenUp PointToPoint::give_up_send(Request& request, const Keep& keep) {
+  const GivenUp end = give_up_send(request);
+  if (end == GivenUp::lent && keep) request.keepalive = keep();
+  return end;
 }
 
 // The message is on its way and cannot come back: what is still to be copied is kept, and the send counts as done.
 void PointToPoint::detach(Request& request) {
+  XCCL_TEST_POINT("p2p.detaching");
   auto rest = make_send(nullptr, request.bytes - request.moved, request.peer, request.tag);
   rest->rest = std::make_unique_for_overwrite<std::byte[]>(rest->bytes);
   rest->data = rest->rest.get();

@@ -125,6 +125,7 @@ ArrayArgument::ArrayArgument(const char* name, PyObject* value, bool written) {
 }
 
 std::shared_ptr<void> ArrayArgument::keep() const {
+  const py::gil_scoped_acquire gil;
   PyObject* kept = owner.inc_ref().ptr();
   return std::shared_ptr<void>(kept, [](void* object) {
     const PyGILState_STATE state = PyGILState_Ensure();
@@ -144,7 +145,7 @@ PyObject* send(PyObject* self, PyObject* const* args, Py_ssize_t count, PyObject
     const double timeout = given.timeout(3);
     {
       const ShortCall call(array.bytes);
-      p2p_of(self)->send(array.data, array.bytes, dst, tag, timeout);
+      p2p_of(self)->send(array.data, array.bytes, dst, tag, timeout, [&] { return array.keep(); });
     }
     Py_RETURN_NONE;
   });
@@ -216,7 +217,7 @@ PyObject* sendrecv(PyObject* self, PyObject* const* args, Py_ssize_t count, PyOb
     {
       const ShortCall call(array.bytes + into.bytes);
       info = p2p_of(self)->sendrecv(array.data, array.bytes, dst, send_tag, into.data, into.bytes, src,
-                                    recv_tag, timeout);
+                                    recv_tag, timeout, [&] { return array.keep(); });
     }
     return make_status(info);
   });
@@ -361,7 +362,11 @@ PyMethodDef methods[] = {
      "another is\n"
      "copied in pieces by both sides at once. (Rendezvous and eager protocols as in MPI; XCCL, "
      "arXiv:2508.02520.)\n\n"
-     "Raises InvalidArgument; Timeout (the message was not sent; call again); PeerLost, PeerFailed, Closed."},
+     "Raises InvalidArgument; Timeout (the message was not sent; call again); PeerLost, PeerFailed, Closed.\n"
+     "But a Timeout in `phase` \"lent\" says that the message was sent: the receiver has borrowed it, and "
+     "until it "
+     "gives it\n"
+     "back the array must not be changed. With isend() one can wait for that again."},
     {"recv", as_method(recv), fast,
      "recv($self, array, src=ANY_SOURCE, tag=ANY_TAG, timeout=None)\n--\n\n"
      "Receives a message into a writable C-contiguous array and returns its Status (src, tag, nbytes).\n\n"
@@ -384,7 +389,7 @@ PyMethodDef methods[] = {
      "Returns the Status of the received message.\n\n"
      "Errors as for send and recv. The `op` of a Timeout tells what has been done: \"send\": the message has "
      "not been\n"
-     "sent; \"sendrecv\": it has, so only receive again."},
+     "sent; \"sendrecv\": it has, so only receive again. Nothing is ever taken."},
     {"probe", as_method(probe), fast,
      "probe($self, src=ANY_SOURCE, tag=ANY_TAG, timeout=None)\n--\n\n"
      "Waits for a message and returns its Status, without taking it: the next such recv gets it."},

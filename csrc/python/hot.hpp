@@ -53,7 +53,7 @@ struct ArrayArgument {
   uint64_t bytes;
 
   ArrayArgument(const char* name, PyObject* value, bool written);
-  // Keeps the array alive for the engine, which may drop it in any thread.
+  // Keeps the array alive for the engine, which may drop it in any thread. Takes the GIL.
   std::shared_ptr<void> keep() const;
 };
 

@@ -467,6 +467,69 @@ TEST("a receive does not overtake another one while its message is held back") {
   CHECK(receives[0]->finished() && !receives[1]->finished());
 }
 
+TEST("a send that cannot give up for want of memory ends the communicator, instead of mixing up its stream") {
+  Pair pair;
+  const std::vector<std::byte> large(10'000'000);
+  std::vector<std::byte> into(large.size());
+  std::shared_ptr<Request> receive;
+  Pair::at("waiting", [&] {
+    pair.receiver().advance();
+    receive = pair.receiver().irecv(into.data(), into.size(), 0, 1);
+    Pair::at("p2p.detaching", [] { throw std::bad_alloc(); });
+  });
+  CHECK_THROWS(pair.sender().send(large.data(), large.size(), 1, 1, 0.01), Status::OutOfMemory);
+  Pair::at(nullptr, nullptr);
+  CHECK_THROWS(pair.receiver().wait(*receive), Status::PeerFailed);
+}
+
+TEST("a sendrecv that is late has taken nothing, and its error tells whether it has sent") {
+  Pair pair;
+  int message = 5, got = 0;
+  pair.receiver().send(&message, 4, 0, 2);
+  Error late = CHECK_THROWS(
+      pair.sender().sendrecv(announced.data(), announced.size(), 1, 1, &got, 4, 1, 2, 0.01), Status::Timeout);
+  CHECK(late.op == "send");
+  CHECK(!pair.receiver().iprobe(0, 1));
+  got = 0;
+  pair.sender().recv(&got, 4, 1, 2, 0.01);
+  CHECK(got == 5);
+  late = CHECK_THROWS(pair.sender().sendrecv(&message, 4, 1, 1, &got, 4, 1, 2, 0.01), Status::Timeout);
+  CHECK(late.op == "sendrecv" && late.phase == "sent, receiving");
+  CHECK(pair.receiver().iprobe(0, 1));
+}
+
+TEST("a send whose message is borrowed for too long has sent it; its array is kept until it is given back") {
+  on_points(2, test::local_config(true), [](PointToPoint& p2p) {
+    constexpr uint64_t bytes = 20'000;
+    Memory memory(p2p, bytes, true);
+    int word = 0;
+    fill(memory.get(), bytes, 3);
+    if (p2p.comm().rank() == 1) {
+      const auto view = p2p.recv_view(0, 1);
+      p2p.recv(&word, 4, 0, 2);
+      CHECK(is_filled(view->data, bytes, 3));
+      view->released = true;
+      barrier(p2p.comm());
+      CHECK(!p2p.iprobe(0, 1));
+      barrier(p2p.comm());
+      return;
+    }
+    std::weak_ptr<void> kept;
+    const auto keep = [&] {
+      const auto owner = std::make_shared<int>();
+      kept = owner;
+      return owner;
+    };
+    for (std::string phase; phase != "lent";)
+      phase = CHECK_THROWS(p2p.send(memory.get(), bytes, 1, 1, 0.01, keep), Status::Timeout).phase;
+    CHECK(!kept.expired());
+    p2p.send(&word, 4, 1, 2);
+    barrier(p2p.comm());
+    while (!kept.expired()) p2p.iprobe(1, 9);
+    barrier(p2p.comm());
+  });
+}
+
 TEST("borrowed messages are read where they lie, and their senders go on when they are released") {
   both_ways(2, [](PointToPoint& p2p) {
     for (const uint64_t bytes : sizes)
