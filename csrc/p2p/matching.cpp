@@ -16,13 +16,7 @@ Request* Matching::first_for(int source, int tag) const {
 
 void Matching::add(std::unique_ptr<Message> message) {
   Message& added = *message.release();
-  messages_[static_cast<size_t>(added.source)].push_back(added);
-}
-
-void Matching::add_first(std::unique_ptr<Message> message) {
-  Message& added = *message.release();
-  auto& list = messages_[static_cast<size_t>(added.source)];
-  list.insert_before(list.front(), added);
+  messages_[static_cast<size_t>(added.source)].insert(added, &Message::arrival);
 }
 
 Message* Matching::find(int source, int tag) const {

@@ -27,8 +27,8 @@ class Matching {
   Request* first() const { return posted_.front(); }
 
   // --- Messages ---
-  void add(std::unique_ptr<Message> message);
-  void add_first(std::unique_ptr<Message> message);
+  void number(Message& message) { message.arrival = ++last_arrival_; }
+  void add(std::unique_ptr<Message> message);  // in its place by number, also when it is put back
   // The message that a receive of this source and tag gets. Wildcards begin behind the source that was served last.
   Message* find(int source, int tag) const;
   Message* find_offer(int source, uint64_t id) const;
@@ -39,7 +39,7 @@ class Matching {
   Message* find_from(int source, int tag) const;
 
   List<Request> posted_;
-  uint64_t last_order_ = 0;
+  uint64_t last_order_ = 0, last_arrival_ = 0;
   std::vector<List<Message>> messages_;  // by source
   size_t turn_ = 0;
 };

@@ -144,6 +144,7 @@ bool PointToPoint::take_if_there(Request& request) {
 void PointToPoint::arrived_message(Channel& from, const Payload& record) {
   const uint64_t head = record[p2p_record::head];
   Message message;
+  matching_.number(message);
   message.source = from.member();
   message.tag = p2p_record::tag_of(head);
   message.record = record;
@@ -182,6 +183,7 @@ void PointToPoint::deliver(Request& request, Message& message) {
   Channel& from = channel(message.source);
   request.state = Request::State::idle;
   request.info = {message.source, message.tag, message.bytes};
+  request.arrival = message.arrival;
   if (message.kept) return deliver_kept(request, message);
   if (request.wants_view) return lend(from, request, message);
   switch (message.kind()) {
@@ -343,6 +345,7 @@ void PointToPoint::give_up_receive(Request& request) {
   message->source = request.info.source;
   message->tag = request.info.tag;
   message->bytes = request.info.bytes;
+  message->arrival = request.arrival;
   message->kept = true;
   message->complete = arrived;
   message->buffer = std::make_unique_for_overwrite<std::byte[]>(message->bytes);
@@ -357,7 +360,7 @@ void PointToPoint::give_up_receive(Request& request) {
     delivery->message = message.get();
     leave(request);
   }
-  matching_.add_first(std::move(message));
+  matching_.add(std::move(message));
 }
 
 void PointToPoint::deliver_kept(Request& request, Message& message) {

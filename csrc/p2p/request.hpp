@@ -72,9 +72,10 @@ struct Request : Linked<Request> {
   uint64_t bytes;  // of a send; room of a receive
   const int peer;
   const int tag;
-  uint64_t order = 0;  // of posting: an earlier receive matches first
-  uint64_t id = 0;     // of an offer, on its channel
-  uint64_t moved = 0;  // bytes streamed so far
+  uint64_t order = 0;    // of posting: an earlier receive matches first
+  uint64_t arrival = 0;  // of the message that it has met
+  uint64_t id = 0;       // of an offer, on its channel
+  uint64_t moved = 0;    // bytes streamed so far
   bool wants_view = false;
   ViewSize view_size;
   std::shared_ptr<View> view;
@@ -98,6 +99,7 @@ struct Message : Linked<Message> {
   int source = 0;
   int tag = 0;
   uint64_t bytes = 0;
+  uint64_t arrival = 0;             // earlier ones match first
   Payload record{};                 // as it came
   std::optional<uint64_t> segment;  // of an eager message
   bool kept = false;     // its bytes are, or will be, in `buffer`: a receive gave up while they came

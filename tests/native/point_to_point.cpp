@@ -467,6 +467,25 @@ TEST("a receive does not overtake another one while its message is held back") {
   CHECK(receives[0]->finished() && !receives[1]->finished());
 }
 
+TEST("messages that receives have given up in the middle keep their order") {
+  Pair pair;
+  const std::vector<std::byte> large(6'000'000);
+  std::vector<std::byte> into(large.size());
+  const auto first = pair.sender().isend(large.data(), large.size(), 1, 1),
+             second = pair.sender().isend(large.data(), large.size(), 1, 2);
+  const auto last = pair.sender().isend(large.data(), large.size(), 1, 3);
+  for (const int tag : {1, 2}) {
+    CHECK_THROWS(pair.receiver().recv(into.data(), into.size(), 0, tag, 0.001), Status::Timeout);
+    pair.sender().advance();
+  }
+  for (const int tag : {1, 2, 3}) {
+    CHECK(pair.receiver().probe(0, any_tag).tag == tag);
+    const auto receive = pair.receiver().irecv(into.data(), into.size(), 0, any_tag);
+    while (!pair.receiver().test(*receive)) pair.sender().advance();
+    CHECK(pair.receiver().wait(*receive).tag == tag);
+  }
+}
+
 TEST("a send that cannot give up for want of memory ends the communicator, instead of mixing up its stream") {
   Pair pair;
   const std::vector<std::byte> large(10'000'000);
