@@ -20,8 +20,14 @@ class Matching {
   // --- Receives ---
   void number(Request& receive) { receive.order = ++last_order_; }
   // In its place by number, also when it comes back.
-  void post(Request& receive) { posted_.insert(receive, &Request::order); }
-  void remove(Request& receive) { posted_.remove(receive); }
+  void post(Request& receive) {
+    receive.state = Request::State::posted;
+    posted_.insert(receive, &Request::order);
+  }
+  void remove(Request& receive) {
+    receive.state = Request::State::idle;
+    posted_.remove(receive);
+  }
   // The first receive that a message of this source and tag may meet.
   Request* first_for(int source, int tag) const;
   Request* first() const { return posted_.front(); }

@@ -137,15 +137,21 @@ void PointToPoint::advance_channel(Channel& channel) {
 void PointToPoint::advance() noexcept {
   // In a forked child the rings are the parent's.
   if (damaged_ || closed_ || comm_->broken() || comm_->world().forked()) return;
-  try {
+  attempt([&] {
     for (const auto& one : channels_) advance_channel(*one);
     if (!views_.empty()) return_views();
     if (++advances_ % credit_interval == 0)
       for (const auto& one : channels_) one->publish_credits();
+  });
+}
+
+Error PointToPoint::current_error() {
+  try {
+    throw;
   } catch (const Error& error) {
-    damaged_ = error;
+    return error;
   } catch (const std::exception& error) {
-    damaged_ = Error(Status::OutOfMemory, text("private memory is used up: ", error.what()));
+    return Error(Status::OutOfMemory, text("private memory is used up: ", error.what()));
   }
 }
 
@@ -160,11 +166,7 @@ bool PointToPoint::spin(const Request& request) {
     if (request.peer == any_source || i % 16 == 15) {
       advance();
     } else if (!damaged_) {
-      try {
-        advance_channel(channel(request.peer));
-      } catch (const Error& error) {
-        damaged_ = error;
-      }
+      attempt([&] { advance_channel(channel(request.peer)); });
     }
     if (request.finished()) return true;
     cpu_relax();

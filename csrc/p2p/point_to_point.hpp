@@ -124,10 +124,19 @@ class PointToPoint : public Engine, private RecordHandler {
   bool take_if_there(Request& request);
   void arrived_message(Channel& channel, const Payload& record);
   bool match_posted(Message& message);
+  enum class Fit { ready, refused, held };
+  Fit prepare(Request& request, const Message& message);
+  struct Place {  // where the bytes of a message lie; nothing if they cannot be reached
+    const RemoteRegion* region = nullptr;
+    uint64_t offset = 0;
+  };
+  Place place_of(Channel& channel, const Message& message);
+  std::shared_ptr<View> make_view(Request& request, const Message& message, const Place& place);
   void deliver(Request& request, Message& message);
+  void deliver_prepared(Request& request, Message& message);
   void deliver_kept(Request& request, Message& message);
   void stream(Channel& channel, Request& request, Message& message);
-  void pull(Channel& channel, Request& request, Message& message);
+  void pull(Channel& channel, Request& request, Message& message, const Place& place);
   void lend(Channel& channel, Request& request, Message& message);
   void settle(Channel& channel);
   bool resolve(Channel& channel);
@@ -142,6 +151,18 @@ class PointToPoint : public Engine, private RecordHandler {
   void sent(Request& request) override { finish(request); }
 
   void advance_channel(Channel& channel);
+  // Keeps what goes wrong for the call that asks for it; tells whether nothing did.
+  template <class Work>
+  bool attempt(Work work) noexcept {
+    try {
+      work();
+      return true;
+    } catch (...) {
+      if (!damaged_) damaged_ = current_error();
+      return false;
+    }
+  }
+  static Error current_error();  // the exception being handled
   void enter(Request& request);  // it is in a queue from here on
   void leave(Request& request);
   void finish(Request& request);

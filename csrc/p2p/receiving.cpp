@@ -8,8 +8,6 @@
 namespace xccl {
 namespace {
 
-bool is_streamed(const Payload& offer) { return offer[p2p_record::offset] == p2p_record::to_be_streamed; }
-
 RegionKey key_of(const Payload& record) { return {{record[p2p_record::key0], record[p2p_record::key1]}}; }
 
 // Why a receive does not get the message that it has met: it fails, and the message stays.
@@ -113,9 +111,10 @@ MessageInfo PointToPoint::probe(int src, int tag, double timeout) {
 void PointToPoint::post(Request& request) {
   enter(request);
   matching_.number(request);
-  if (take_if_there(request)) return;
-  request.state = Request::State::posted;
-  matching_.post(request);
+  const bool well = attempt([&] {
+    if (!take_if_there(request)) matching_.post(request);
+  });
+  if (!well) raise_if_damaged();
 }
 
 // The message that such a receive gets now: none while it is in doubt whether its sender has taken it back, and none
@@ -132,10 +131,7 @@ Message* PointToPoint::available(int src, int tag) {
 bool PointToPoint::take_if_there(Request& request) {
   Message* found = available(request.peer, request.tag);
   if (!found) return false;
-  if (auto refused = refusal(request, *found, comm_->job_rank(found->source))) {
-    fail_request(request, std::move(*refused));
-    return true;
-  }
+  if (const Fit fit = prepare(request, *found); fit != Fit::ready) return fit == Fit::refused;
   const auto message = matching_.take(*found);
   deliver(request, *message);
   return true;
@@ -162,48 +158,112 @@ bool PointToPoint::match_posted(Message& message) {
   // A message may not overtake one that is held back.
   if (from.held) return false;
   while (Request* request = matching_.first_for(message.source, message.tag)) {
-    if (message.kind() == p2p_record::offer && from.in_doubt()) {
+    if (message.is_offer() && from.in_doubt()) {
       from.held = true;
       return false;
     }
     matching_.remove(*request);
-    if (auto refused = refusal(*request, message, from.job_rank())) {
-      fail_request(*request, std::move(*refused));
-      continue;
+    switch (prepare(*request, message)) {
+      case Fit::ready:
+        deliver(*request, message);
+        return true;
+      case Fit::held:
+        matching_.post(*request);
+        return false;
+      case Fit::refused:
+        break;
     }
-    deliver(*request, message);
-    return true;
   }
   return false;
+}
+
+// Whether a receive, which is in no queue, gets its message. If so, all that delivering needs is at hand: a message that
+// has been taken cannot be put back. If it is refused, the message stays.
+PointToPoint::Fit PointToPoint::prepare(Request& request, const Message& message) {
+  Channel& from = channel(message.source);
+  if (auto refused = refusal(request, message, from.job_rank())) {
+    fail_request(request, std::move(*refused));
+    return Fit::refused;
+  }
+  try {
+    XCCL_TEST_POINT("p2p.preparing");
+    const Place place = place_of(from, message);
+    if (request.wants_view) request.view = make_view(request, message, place);
+    return Fit::ready;
+  } catch (const std::bad_alloc&) {
+    fail_request(request, current_error());
+    return Fit::refused;
+  } catch (...) {
+    // Its sender has just taken it back and freed the array?
+    from.held = message.is_offer() && from.in_doubt();
+    if (from.held) return Fit::held;
+    fail_request(request, current_error());
+    throw;
+  }
 }
 
 // --- Delivering --------------------------------------------------------------------------------------
 
 void PointToPoint::deliver(Request& request, Message& message) {
-  Channel& from = channel(message.source);
-  request.state = Request::State::idle;
-  request.info = {message.source, message.tag, message.bytes};
-  request.arrival = message.arrival;
-  if (message.kept) return deliver_kept(request, message);
-  if (request.wants_view) return lend(from, request, message);
-  switch (message.kind()) {
-    case p2p_record::inlined:
-      if (message.bytes) std::memcpy(request.data, &message.record[1], message.bytes);
-      from.count_matched();
-      return finish(request);
-    case p2p_record::eager:
-      from.read(from.peer_payload(key_of(message.record)),
-                from.eager_offset(message.record[p2p_record::position]), request.data, message.bytes);
-      from.free_segment(*message.segment);
-      from.count_matched();
-      return finish(request);
-    default:
-      return is_streamed(message.record) ? stream(from, request, message) : pull(from, request, message);
+  try {
+    deliver_prepared(request, message);
+  } catch (...) {
+    channel(message.source).forget(request);
+    leave(request);
+    throw;
   }
 }
 
+void PointToPoint::deliver_prepared(Request& request, Message& message) {
+  Channel& from = channel(message.source);
+  request.info = {message.source, message.tag, message.bytes};
+  request.arrival = message.arrival;
+  if (message.kept) return deliver_kept(request, message);
+  if (request.view && !request.view->copy) return lend(from, request, message);
+  if (message.kind() == p2p_record::inlined) {
+    if (message.bytes) std::memcpy(request.data, &message.record[1], message.bytes);
+    from.count_matched();
+    return finish(request);
+  }
+  const Place place = place_of(from, message);
+  if (!place.region) return stream(from, request, message);
+  if (message.is_offer()) return pull(from, request, message, place);
+  from.read(*place.region, place.offset, request.data, message.bytes);
+  from.free_segment(*message.segment);
+  from.count_matched();
+  finish(request);
+}
+
+// What is to be read is attached, also the payload region of one that will be streamed.
+PointToPoint::Place PointToPoint::place_of(Channel& from, const Message& message) {
+  const Payload& record = message.record;
+  if (message.kept || message.kind() == p2p_record::inlined) return {};
+  if (message.kind() == p2p_record::eager)
+    return {&from.peer_payload(key_of(record)), from.eager_offset(record[p2p_record::position])};
+  if (record[p2p_record::offset] != p2p_record::to_be_streamed)
+    return {&from.region(key_of(record)), record[p2p_record::offset]};
+  from.peer_payload(key_of(record));
+  return {};
+}
+
+std::shared_ptr<View> PointToPoint::make_view(Request& request, const Message& message, const Place& place) {
+  auto view = std::make_shared<View>();
+  view->info = {message.source, message.tag, message.bytes};
+  if (place.region && place.region->direct) {
+    if (place.offset > place.region->bytes || message.bytes > place.region->bytes - place.offset)
+      fail(Status::Failure, "rank ", comm_->job_rank(message.source), "'s record is damaged");
+    view->data = place.region->direct + place.offset;
+    view->owner = place.region->keepalive;
+    if (views_.size() == views_.capacity()) views_.reserve(2 * views_.size() + 8);
+  } else {
+    // It cannot be borrowed: received like any other message, into memory of the view.
+    view->copy = std::make_unique_for_overwrite<std::byte[]>(message.bytes);
+    view->data = request.data = view->copy.get();
+  }
+  return view;
+}
+
 void PointToPoint::stream(Channel& from, Request& request, Message& message) {
-  from.peer_payload(key_of(message.record));
   request.state = Request::State::moving;
   const uint64_t id = message.record[p2p_record::id];
   from.expect({id, request.data, message.bytes, 0, &request, nullptr});
@@ -211,13 +271,12 @@ void PointToPoint::stream(Channel& from, Request& request, Message& message) {
   from.post({p2p_record::make_head(p2p_record::grant, message.tag), message.bytes, id});
 }
 
-void PointToPoint::pull(Channel& from, Request& request, Message& message) {
-  const Payload& record = message.record;
-  from.read(from.region(key_of(record)), record[p2p_record::offset], request.data, message.bytes);
+void PointToPoint::pull(Channel& from, Request& request, Message& message, const Place& place) {
+  from.read(*place.region, place.offset, request.data, message.bytes);
   XCCL_TEST_POINT("p2p.pulled");
   // Who failed may have freed its array while this rank was reading: it raised the alarm before.
   comm_->require_trust();
-  const uint64_t id = record[p2p_record::id];
+  const uint64_t id = message.record[p2p_record::id];
   from.post({p2p_record::make_head(p2p_record::done, message.tag), message.bytes, id});
   if (from.flushed() && !from.in_doubt() && from.settling.empty()) return finish(request);
   request.state = Request::State::moving;
@@ -225,40 +284,15 @@ void PointToPoint::pull(Channel& from, Request& request, Message& message) {
 }
 
 void PointToPoint::lend(Channel& from, Request& request, Message& message) {
-  const Payload& record = message.record;
-  request.view = std::make_shared<View>();
   View& view = *request.view;
-  view.info = request.info;
-  const bool is_offer = message.kind() == p2p_record::offer;
-  const RemoteRegion* region = nullptr;
-  uint64_t offset = 0;
-  if (message.kind() == p2p_record::eager) {
-    region = &from.peer_payload(key_of(record));
-    offset = from.eager_offset(record[p2p_record::position]);
-  } else if (is_offer && !is_streamed(record)) {
-    region = &from.region(key_of(record));
-    offset = record[p2p_record::offset];
-    if (offset > region->bytes || message.bytes > region->bytes - offset)
-      fail(Status::Failure, "rank ", from.job_rank(), "'s record is damaged");
-  }
-  if (!region || !region->direct) {
-    // It cannot be borrowed: received like any other message, into memory of the view.
-    view.copy = std::make_unique_for_overwrite<std::byte[]>(message.bytes);
-    view.data = request.data = view.copy.get();
-    request.bytes = message.bytes;
-    request.wants_view = false;
-    return deliver(request, message);
-  }
-  view.data = region->direct + offset;
-  view.owner = region->keepalive;
   views_.push_back(request.view);
   busy_.fetch_add(1, std::memory_order_relaxed);
-  if (!is_offer) {
+  if (!message.is_offer()) {
     view.segment = message.segment;
     from.count_matched();
     return finish(request);
   }
-  const uint64_t id = record[p2p_record::id];
+  const uint64_t id = message.record[p2p_record::id];
   view.offer = id;
   from.post({p2p_record::make_head(p2p_record::claim, message.tag), message.bytes, id});
   if (from.flushed() && !from.in_doubt() && from.settling.empty()) return finish(request);
@@ -327,11 +361,9 @@ void PointToPoint::take_back(Channel& from, uint64_t id) {
   }
   Request& request = *gone->request;
   if (request.view) {
-    request.wants_view = true;
     if (std::erase(views_, request.view)) busy_.fetch_sub(1, std::memory_order_relaxed);
     request.view.reset();
   }
-  request.state = Request::State::posted;
   matching_.post(request);
   from.held = true;  // it may match another message that is there
 }
@@ -364,13 +396,6 @@ void PointToPoint::give_up_receive(Request& request) {
 }
 
 void PointToPoint::deliver_kept(Request& request, Message& message) {
-  if (request.wants_view) {
-    request.view = std::make_shared<View>();
-    request.view->info = request.info;
-    request.view->copy = std::make_unique_for_overwrite<std::byte[]>(message.bytes);
-    request.view->data = request.data = request.view->copy.get();
-    request.bytes = message.bytes;
-  }
   if (message.complete) {
     if (message.bytes) std::memcpy(request.data, message.buffer.get(), message.bytes);
     return finish(request);

@@ -96,10 +96,10 @@ void PointToPoint::offer(Channel& to, Request& request) {
   const auto place = comm_->world().heap().find(request.data, request.bytes);
   const RegionKey key = place ? place->key : payload_.region().key;
   request.id = to.next_id();
-  request.state = Request::State::offered;
-  to.offered.push_back(request);
   to.post({p2p_record::make_head(p2p_record::offer, request.tag), request.bytes, request.id, key.words[0],
            key.words[1], place ? place->offset : p2p_record::to_be_streamed});
+  request.state = Request::State::offered;
+  to.offered.push_back(request);
 }
 
 void PointToPoint::start_waiting(Channel& to) {
@@ -108,8 +108,8 @@ void PointToPoint::start_waiting(Channel& to) {
     to.waiting.remove(*request);
     try {
       start(to, *request);
-    } catch (const Error& error) {
-      fail_request(*request, error);
+    } catch (const std::exception&) {
+      fail_request(*request, current_error());
     }
   }
 }

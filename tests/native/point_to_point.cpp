@@ -501,6 +501,42 @@ TEST("a send that cannot give up for want of memory ends the communicator, inste
   CHECK_THROWS(pair.receiver().wait(*receive), Status::PeerFailed);
 }
 
+TEST("a receive for which memory is short fails, and its message stays") {
+  const auto short_of_memory = [] { Pair::at("p2p.preparing", [] { throw std::bad_alloc(); }); };
+  for (const bool receive_first : {false, true}) {
+    Pair pair;
+    int word = 5;
+    const auto array = std::make_shared<int>();
+    pair.sender().send(&word, 4, 1, 2);
+    if (!receive_first) pair.receiver().advance();
+    short_of_memory();
+    const auto receive = pair.receiver().irecv(&word, 4, 0, 2, array);
+    CHECK_THROWS(pair.receiver().wait(*receive), Status::OutOfMemory);
+    CHECK(array.use_count() == 1);
+    short_of_memory();
+    CHECK_THROWS(pair.receiver().recv_view(0, 2), Status::OutOfMemory);
+    CHECK(*reinterpret_cast<const int*>(pair.receiver().recv_view(0, 2)->data) == 5);
+    Pair::at(nullptr, nullptr);
+  }
+}
+
+TEST("an array that its sender takes back and frees just when it is received is not missed") {
+  Pair pair;
+  constexpr uint64_t bytes = 300'000;  // a region of its own
+  std::vector<std::byte> into(bytes);
+  std::thread sender([&] {
+    Memory memory(pair.sender(), bytes, true);
+    CHECK_THROWS(pair.sender().send(memory.get(), bytes, 1, 1, 0.05), Status::Timeout);
+  });
+  while (!pair.receiver().iprobe(0, 1)) std::this_thread::yield();
+  Pair::at("p2p.preparing", [&] { sender.join(); });
+  const auto receive = pair.receiver().irecv(into.data(), bytes, 0, 1);
+  Pair::at(nullptr, nullptr);
+  CHECK(!pair.receiver().test(*receive));
+  pair.sender().send(into.data(), 4, 1, 1);
+  CHECK(pair.receiver().wait(*receive).bytes == 4);
+}
+
 TEST("a sendrecv that is late has taken nothing, and its error tells whether it has sent") {
   Pair pair;
   int message = 5, got = 0;
