@@ -301,6 +301,15 @@ def state_of(pid: int) -> str:
         return ""
 
 
+def sleeps_steadily(pid: int) -> bool:
+    """Does a process or thread sleep, not for a moment only as on the way to a wait?"""
+    for _ in range(20):
+        if state_of(pid) != "S":
+            return False
+        time.sleep(0.005)
+    return True
+
+
 def kill(pid: int) -> None:
     """kill -9, and until all that the process had open is closed."""
     os.kill(pid, signal.SIGKILL)

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from ranks import error_of, mark, marked, state_of, wait_until
+from ranks import error_of, mark, marked, sleeps_steadily, state_of, wait_until
 from test_dispatch_combine import shape_arguments
 from truth import Shape, random_batch, same_bits
 
@@ -437,15 +437,6 @@ def wait_to_be_interrupted(comm, folder):
     except KeyboardInterrupt:
         return "interrupted", error_of(comm.barrier)
     return "not interrupted"
-
-
-def sleeps_steadily(pid):
-    """Not for a moment only, as on the way to the wait."""
-    for _ in range(20):
-        if state_of(pid) != "S":
-            return False
-        time.sleep(0.005)
-    return True
 
 
 def interrupt_the_wait(pid, folder):

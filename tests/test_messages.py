@@ -16,7 +16,7 @@ import hypothesis.strategies as st
 import ml_dtypes
 import numpy as np
 import pytest
-from ranks import Ranks, mark, marked, wait_until
+from ranks import Ranks, mark, marked, sleeps_steadily, wait_until
 
 import xccl
 from xccl import _core
@@ -578,7 +578,10 @@ def made_while_a_request_ends(comm, folder):
     request = comm.isend(np.ones(20_000), 1)
     waiting = threading.Thread(target=sub.barrier)
     waiting.start()
-    time.sleep(0.2)  # it is in the barrier, and goes on with the message there
+    wait_until(
+        lambda: sleeps_steadily(waiting.native_id),
+        "it waits in the barrier, and goes on with the message there",
+    )
     interval = sys.getswitchinterval()
     mark(folder, "spinning")
     sys.setswitchinterval(1000)
