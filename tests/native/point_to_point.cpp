@@ -344,6 +344,12 @@ class Pair {
       });
     for (std::thread& thread : threads) thread.join();
     for (const int rank : {0, 1}) points_[rank] = std::make_unique<PointToPoint>(comms_[rank]);
+    test_point_hook = &reached;
+  }
+  ~Pair() {
+    at(nullptr, nullptr);
+    long_wait = nullptr;
+    test_point_hook = nullptr;
   }
   PointToPoint& sender() { return *points_[0]; }
   PointToPoint& receiver() { return *points_[1]; }
@@ -353,31 +359,33 @@ class Pair {
     static const int word = 0;
     for (int i = 0; i < 300; ++i) receiver().isend(&word, sizeof word, 0, 9);
   }
-  // A send that is not answered in time. `meanwhile` is done at the step named, once.
-  void give_up(const std::vector<std::byte>& array, int tag, const char* step,
-               std::function<void()> meanwhile) {
-    at(step, std::move(meanwhile));
+  // A send that is not answered in time. `meanwhile` is done when it begins to wait.
+  void give_up(const std::vector<std::byte>& array, int tag, std::function<void()> meanwhile) {
+    at("waiting", std::move(meanwhile));
     CHECK_THROWS(sender().send(array.data(), array.size(), 1, tag, 0.001), Status::Timeout);
-    at(nullptr, nullptr);
   }
+  // `work` is done by this thread when it next comes to the step.
   static void at(const char* step, std::function<void()> work) {
-    static const char* awaited = nullptr;
-    static std::function<void()> todo;
     awaited = step;
     todo = std::move(work);
-    const auto reached = [](const char* name) {
-      if (awaited && std::string(name) == awaited && todo) std::exchange(todo, nullptr)();
+    long_wait = [](bool begins) {
+      if (begins) reached("waiting");
     };
-    test_point_hook = step ? +reached : nullptr;
-    long_wait = step && std::string(step) == "waiting" ? +[](bool begins) {
-      if (begins) test_point_hook("waiting");
-    } : nullptr;
   }
 
  private:
+  static void reached(const char* step) {
+    if (todo && std::string(step) == awaited) std::exchange(todo, nullptr)();
+  }
+  static thread_local const char* awaited;
+  static thread_local std::function<void()> todo;
+
   std::shared_ptr<Communicator> comms_[2];
   std::unique_ptr<PointToPoint> points_[2];
 };
+
+thread_local const char* Pair::awaited = nullptr;
+thread_local std::function<void()> Pair::todo;
 
 const std::vector<std::byte> announced(20'000, std::byte{1});
 
@@ -397,11 +405,13 @@ TEST("bytes of the next message on a stream are not taken for those of one that 
     second = pair.receiver().irecv(b.data(), b.size(), 0, 2);
     // The answers go out between the sender's last look at them and its verdict, which the receiver does not yet see.
     Pair::at("p2p.verdict", [&] {
-      Pair::at("p2p.drained", [&] {
-        drained = true;
-        while (!streamed) std::this_thread::yield();
+      receiver = std::thread([&] {
+        Pair::at("p2p.drained", [&] {
+          drained = true;
+          while (!streamed) std::this_thread::yield();
+        });
+        pair.receiver().advance();
       });
-      receiver = std::thread([&] { pair.receiver().advance(); });
       while (!drained) std::this_thread::yield();
     });
   });
@@ -410,7 +420,6 @@ TEST("bytes of the next message on a stream are not taken for those of one that 
   }
   streamed = true;
   receiver.join();
-  Pair::at(nullptr, nullptr);
   CHECK(!first->finished());
   CHECK(pair.receiver().test(*second));
   CHECK(b == other);
@@ -426,7 +435,7 @@ TEST("an empty message that was announced is not both received and taken back") 
   }
   pair.receiver().advance();
   std::shared_ptr<Request> receive;
-  pair.give_up({}, 1, "waiting", [&] {
+  pair.give_up({}, 1, [&] {
     pair.receiver().advance();
     pair.fill_ring_to_sender();
     receive = pair.receiver().irecv(nullptr, 0, 0, 1);
@@ -443,7 +452,7 @@ TEST("a receive whose message was taken back waits in its old place") {
   int first = 0, message = 5;
   std::vector<std::byte> second(announced.size());
   std::shared_ptr<Request> receives[2];
-  pair.give_up(announced, 7, "waiting", [&] {
+  pair.give_up(announced, 7, [&] {
     pair.receiver().advance();
     pair.fill_ring_to_sender();
     receives[0] = pair.receiver().irecv(&first, 4, 0, 5);
@@ -463,11 +472,11 @@ TEST("a receive does not overtake another one while its message is held back") {
   receives[0] = pair.receiver().irecv(first.data(), first.size(), 0, 5);
   const auto sent = pair.sender().isend(announced.data(), announced.size(), 1, 5);
   // The sender takes another message back; its verdict comes while the receiver takes one back itself.
-  Pair::at("p2p.verdict", [&] {
-    held = true;
-    while (!given_up) std::this_thread::yield();
-  });
   std::thread sender([&] {
+    Pair::at("p2p.verdict", [&] {
+      held = true;
+      while (!given_up) std::this_thread::yield();
+    });
     CHECK_THROWS(pair.sender().send(announced.data(), announced.size(), 1, 6, 0.001), Status::Timeout);
   });
   while (!held) std::this_thread::yield();
@@ -478,7 +487,6 @@ TEST("a receive does not overtake another one while its message is held back") {
     sender.join();
   });
   CHECK_THROWS(pair.receiver().send(announced.data(), announced.size(), 0, 8, 0.001), Status::Timeout);
-  Pair::at(nullptr, nullptr);
   receives[1] = pair.receiver().irecv(second.data(), second.size(), 0, any_tag);
   for (int i = 0; i < 3; ++i) pair.receiver().advance(), pair.sender().advance();
   CHECK(receives[0]->finished() && !receives[1]->finished());
@@ -514,7 +522,6 @@ TEST("a send that cannot give up for want of memory ends the communicator, inste
     Pair::at("p2p.detaching", [] { throw std::bad_alloc(); });
   });
   CHECK_THROWS(pair.sender().send(large.data(), large.size(), 1, 1, 0.01), Status::OutOfMemory);
-  Pair::at(nullptr, nullptr);
   CHECK_THROWS(pair.receiver().wait(*receive), Status::PeerFailed);
 }
 
@@ -533,7 +540,6 @@ TEST("a receive for which memory is short fails, and its message stays") {
     short_of_memory();
     CHECK_THROWS(pair.receiver().recv_view(0, 2), Status::OutOfMemory);
     CHECK(*reinterpret_cast<const int*>(pair.receiver().recv_view(0, 2)->data) == 5);
-    Pair::at(nullptr, nullptr);
   }
 }
 
@@ -548,7 +554,6 @@ TEST("an array that its sender takes back and frees just when it is received is 
   while (!pair.receiver().iprobe(0, 1)) std::this_thread::yield();
   Pair::at("p2p.preparing", [&] { sender.join(); });
   const auto receive = pair.receiver().irecv(into.data(), bytes, 0, 1);
-  Pair::at(nullptr, nullptr);
   CHECK(!pair.receiver().test(*receive));
   pair.sender().send(into.data(), 4, 1, 1);
   CHECK(pair.receiver().wait(*receive).bytes == 4);
