@@ -4,8 +4,8 @@
 
 namespace xccl {
 
-thread_local void (*interrupt_check)() = nullptr;
-thread_local void (*long_wait)(bool begins) = nullptr;
+constinit thread_local InterruptCheck interrupt_check = nullptr;
+constinit thread_local LongWaitHook long_wait = nullptr;
 
 namespace {
 constexpr uint64_t longest_sleep_ns = 50'000'000;

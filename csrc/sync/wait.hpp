@@ -42,11 +42,13 @@ class Vigil {
 };
 
 // Checked in long waits by the thread that waits: throws to abandon the wait (Ctrl-C in Python).
-extern thread_local void (*interrupt_check)();
+using InterruptCheck = void (*)();
+extern constinit thread_local InterruptCheck interrupt_check;
 
 // Called around the part of a wait that others should know of: with true before it, with false after it. Python gives up
 // its lock there (python/hot.cpp), so that short waits need not.
-extern thread_local void (*long_wait)(bool begins);
+using LongWaitHook = void (*)(bool begins);
+extern constinit thread_local LongWaitHook long_wait;
 struct LongWait {
   LongWait() {
     if (long_wait) long_wait(true);
