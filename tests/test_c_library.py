@@ -126,8 +126,8 @@ def split_apart(part):
     with joined(part) as comm:
         sub = made("xccl_comm", lib.xccl_comm_split, comm, part.rank % 2, -part.rank, DEFAULT)
         none = made("xccl_comm", lib.xccl_comm_split, comm, -1, 0, DEFAULT)
-        got = np.zeros(lib.xccl_comm_size(sub), np.int64)
-        must(lib.xccl_comm_all_gather(sub, at(np.array([part.rank])), 8, DEFAULT, at(got)))
+        mine, got = np.array([part.rank]), np.zeros(lib.xccl_comm_size(sub), np.int64)
+        must(lib.xccl_comm_all_gather(sub, at(mine), 8, DEFAULT, at(got)))
         where = lib.xccl_comm_rank(sub)
         lib.xccl_comm_destroy(sub)
         return none == NULL, where, got.tolist()
