@@ -90,7 +90,9 @@ void PointToPoint::leave(Request& request) {
 }
 
 void PointToPoint::finish(Request& request) {
+  // Let go of in the end: who asks whether it has finished may have what that takes, such as the GIL.
   const auto last = std::move(request.self);
+  const auto array = std::move(request.keepalive);
   leave(request);
   request.set_finished();
 }
