@@ -356,7 +356,7 @@ xccl_status xccl_comm_irecv(xccl_comm* comm, int source, int tag, void* data_out
  * the request as it is: wait again. */
 xccl_status xccl_request_wait(xccl_request* request, double timeout, xccl_message* message_out);
 
-/* The same without waiting: XCCL_PENDING if it has not finished. */
+/* The same without waiting: XCCL_PENDING if it has not finished. The errors of deaths and closes come from here, too. */
 xccl_status xccl_request_test(xccl_request* request, xccl_message* message_out);
 
 /* Frees the handle, also of a request that has not finished: that one goes on, since messages cannot be
@@ -366,7 +366,8 @@ void xccl_request_destroy(xccl_request* request);
 /* Waits for a message that such a receive would get, and tells about it without taking it. Errors: the usual. */
 xccl_status xccl_comm_probe(xccl_comm* comm, int source, int tag, double timeout, xccl_message* message_out);
 
-/* The same without waiting: XCCL_PENDING if there is none. */
+/* The same without waiting: XCCL_PENDING if there is none. Errors: XCCL_PEER_LOST, XCCL_PEER_FAILED; XCCL_CLOSED if there
+ * is none and `source`, a rank, has closed; XCCL_INVALID_ARGUMENT. */
 xccl_status xccl_comm_iprobe(xccl_comm* comm, int source, int tag, xccl_message* message_out);
 
 /* A message, borrowed where it lies: read without a copy. */
