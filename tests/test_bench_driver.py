@@ -9,6 +9,7 @@ from driver.compare import tables
 from driver.group import Failed, Group
 from driver.interleave import Effort, Measured, Sample, Stage, measure
 from driver.launch import Team
+from driver.leftovers import Leftovers
 from driver.question import FLOOR, OURS, PEER, Case, Competitor
 from driver.regime import regime_between
 from driver.write import duration
@@ -129,6 +130,15 @@ def test_routing_is_new_in_every_iteration_and_the_same_for_everybody():
     assert (here.routing(7, 1) == there.routing(7, 1)).all()
     assert (here.routing(7, 1) != here.routing(8, 1)).any()
     assert here.rows_here(7) + there.rows_here(7) == 2 * MOE["tokens"] * MOE["topk"]
+
+
+def test_what_peers_leave_in_shared_memory_is_removed_and_nothing_else(tmp_path):
+    (tmp_path / "iox2_of_somebody").touch()
+    leftovers = Leftovers(tmp_path)
+    (tmp_path / "iox2_of_a_peer").touch()
+    (tmp_path / "a_program's_own").touch()
+    leftovers.remove()
+    assert {path.name for path in tmp_path.iterdir()} == {"iox2_of_somebody", "a_program's_own"}
 
 
 def children() -> set[int]:

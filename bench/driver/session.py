@@ -9,6 +9,7 @@ from pathlib import Path
 from driver import machine, plot, startup, summary, write
 from driver.compare import Table, tables
 from driver.interleave import Effort, Measured, Stage, measure
+from driver.leftovers import Leftovers
 from driver.question import Case, Question
 
 
@@ -28,6 +29,7 @@ class Session:
         self._with_peers = with_peers
         self._results = results
         self._say = say
+        self._leftovers = Leftovers()
         self._stage = Stage()
         self._answers: dict[str, _Answer] = {}
         self._current = ""
@@ -52,6 +54,7 @@ class Session:
     def finish(self) -> list[Path]:
         """Ends what still runs and writes the files. Returns the tables' paths."""
         self._stage.clear()
+        self._leftovers.remove()
         written = []
         for name, answer in self._answers.items():
             cases = list(answer.cases.values())
