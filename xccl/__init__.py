@@ -18,6 +18,7 @@ except ModuleNotFoundError as error:
         "Python in another folder, or use the `xccl` command instead of `python -m xccl`"
     ) from None
 
+from xccl import eplb
 from xccl.array import Array
 from xccl.c_library import get_cmake_dir, get_include, get_lib, get_pkgconfig_dir
 from xccl.communicator import Communicator, init
@@ -58,6 +59,7 @@ __all__ = [
     "Truncated",
     "View",
     "__version__",
+    "eplb",
     "get_cmake_dir",
     "get_include",
     "get_lib",
