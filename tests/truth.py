@@ -60,17 +60,50 @@ def experts_of(rank: int, ranks: int, num_experts: int) -> list[int]:
     return list(range(first, first + sizes[rank]))
 
 
-def dispatched(rank: int, batches: Sequence[Batch], shape: Shape) -> Rows:
-    """The rows that `rank` gets, in the order (local expert, source rank, source token, slot)."""
-    experts = experts_of(rank, len(batches), shape.num_experts)
+def even(ranks: int, num_experts: int) -> list[list[int]]:
+    """Where experts are if nothing else is said: for each rank the experts in its slots."""
+    return [experts_of(rank, ranks, num_experts) for rank in range(ranks)]
+
+
+def with_shared(batch: Batch, shared: Sequence[int]) -> Batch:
+    """The same batch, every token of which names the shared experts after those that it names."""
+    more = (len(batch.x), len(shared))
+    return Batch(
+        batch.x,
+        np.concatenate([batch.topk_idx, np.broadcast_to(np.array(shared, batch.topk_idx.dtype), more)], 1),
+        np.concatenate([batch.topk_weights, np.ones(more, np.float32)], 1),
+    )
+
+
+def place_of(
+    placement: Sequence[Sequence[int]], expert: int, source: int, token: int, shared: bool
+) -> tuple[int, int]:
+    """(rank, slot) of the replica that takes a token of that rank: in turn; a shared one on its own rank goes first."""
+    replicas = [(r, s) for r, slots in enumerate(placement) for s, one in enumerate(slots) if one == expert]
+    at_home = [place for place in replicas if place[0] == source]
+    return at_home[0] if shared and at_home else replicas[(source + token) % len(replicas)]
+
+
+def dispatched(
+    rank: int,
+    batches: Sequence[Batch],
+    shape: Shape,
+    placement: Sequence[Sequence[int]] | None = None,
+    shared: Sequence[int] = (),
+) -> Rows:
+    """The rows that `rank` gets, in the order (slot of an expert, source rank, source token, slot of the token)."""
+    placement = placement or even(len(batches), shape.num_experts)
+    batches = [with_shared(batch, shared) for batch in batches]
     origins = []
     counts = []
-    for expert in experts:
+    for place, expert in enumerate(placement[rank]):
         before = len(origins)
         for source, batch in enumerate(batches):
             for token in range(len(batch.x)):
-                for slot in range(shape.topk):
-                    if batch.topk_idx[token, slot] == expert:
+                for slot in range(shape.topk + len(shared)):
+                    if expert == -1 or batch.topk_idx[token, slot] != expert:
+                        continue
+                    if place_of(placement, expert, source, token, slot >= shape.topk) == (rank, place):
                         origins.append((source, token, slot))
         counts.append(len(origins) - before)
     here = [(source, token) for source, token, _ in origins]

@@ -31,6 +31,8 @@ def plan(
     dtype: str,
     layout: str,
     results: int,
+    placement: list[list[int]] | None,
+    shared_experts: list[int],
     size: int,
     rank: int,
     tokens: int,
@@ -179,10 +181,16 @@ class ExpertParallel:
         np_dtype: np.dtype[Any],
         layout: str,
         results: int,
+        placement: list[list[int]] | None,
+        shared_experts: list[int],
         timeout: float,
     ) -> None: ...
     @property
     def local_experts(self) -> list[int]: ...
+    @property
+    def placement(self) -> list[list[int]]: ...
+    def set_placement(self, placement: list[list[int]], timeout: float) -> None: ...
+    def expert_load(self, reset: bool) -> _Array: ...
     @property
     def closed(self) -> bool: ...
     def input_buffer(self, n: int, timeout: float) -> _Array: ...

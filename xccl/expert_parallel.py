@@ -6,7 +6,7 @@ Thin: names, shapes, defaults and documentation; the work is in csrc/moe/. The p
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -26,12 +26,12 @@ class ExpertParallel:
     """The experts of one or more MoE layers, spread over the ranks of a communicator.
 
     Making one is collective: all ranks do so with the same arguments (Mismatch names the first that differs). Rank r
-    hosts a contiguous block of experts; where they do not divide, the first ranks host one more; ranks without
-    experts, tokens without experts (-1) and ranks without tokens are all normal. Then every rank makes the same
-    sequence of dispatch and combine calls. One object serves any number of layers of the same shape.
+    hosts a contiguous block of experts; where they do not divide, the first ranks host one more; or as `placement`
+    says. Ranks without experts, tokens without experts (-1) and ranks without tokens are all normal. Then every rank
+    makes the same sequence of dispatch and combine calls. One object serves any number of layers of the same shape.
 
-    Results are bit for bit the same whatever the number of ranks, the arrival order and the instruction set: in top-k
-    order, acc = round32(w * row) for the first expert, then acc = round32(acc + round32(w * row)), without fused
+    Results are bit for bit the same whatever the number of ranks, the placement, the arrival order and the instruction
+    set: in top-k order, acc = round32(w * row) for the first expert, then acc = round32(acc + round32(w * row)), without fused
     multiply-add, and one rounding to nearest even to `dtype` at the end; NaN is canonical, denormals are kept.
 
     Args:
@@ -48,6 +48,12 @@ class ExpertParallel:
         layout: of d.x. "expert": one row per (token, expert), expert by expert, ready for a grouped GEMM. "token": each
             token once, and in `d.index` which of them each expert wants: a quarter of the bytes and less, for kernels
             that gather. Results go back expert by expert in both.
+        placement: for each rank the experts in its slots, -1 for an empty one: any number of slots, the same expert in
+            several. Those are replicas, which take turns: source rank r sends token t to replica (r + t) mod their
+            number. The number of slots of a rank never changes; leave empty ones for replicas to come.
+        shared_experts: ids, among num_experts, of experts that get every token besides those in topk_idx, on the token's
+            own rank if they have a replica there. They come after the topk in sums, in this order. Their weight is 1,
+            unless weights have topk + len(shared_experts) columns.
         timeout: of the making, in seconds; the communicator's if not given.
 
     Raises:
@@ -70,6 +76,8 @@ class ExpertParallel:
         layout: str = "expert",
         results: int = 2,
         *,
+        placement: Sequence[Sequence[int]] | None = None,
+        shared_experts: Sequence[int] = (),
         timeout: float | None = None,
     ) -> None:
         if not isinstance(comm, Communicator):
@@ -80,6 +88,7 @@ class ExpertParallel:
         self.hidden = whole("hidden", hidden)
         self.max_tokens = whole("max_tokens", max_tokens)
         self.topk = whole("topk", topk)
+        self.shared_experts = _experts("shared_experts", shared_experts)
         self._native = _core.ExpertParallel(
             comm=comm._native,
             num_experts=self.num_experts,
@@ -90,6 +99,8 @@ class ExpertParallel:
             np_dtype=self._dtype,
             layout=_layout(layout),
             results=whole("results", results),
+            placement=None if placement is None else _placement(placement, comm.size),
+            shared_experts=self.shared_experts,
             timeout=deadline(timeout),
         )
         self.layout = layout
@@ -101,10 +112,43 @@ class ExpertParallel:
         """Of rows."""
         return self._dtype
 
-    @cached_property
+    @property
     def local_experts(self) -> list[int]:
-        """Global ids of the experts hosted here, in the order of `d.counts`."""
+        """Global ids of the experts hosted here, in the order of `d.counts`: of this rank's slots, -1 for an empty one."""
         return self._native.local_experts
+
+    @property
+    def placement(self) -> list[list[int]]:
+        """For each rank the experts in its slots, -1 for an empty one."""
+        return self._native.placement
+
+    def set_placement(self, placement: Sequence[Sequence[int]], timeout: float | None = None) -> None:
+        """From the next dispatch on, experts are where `placement` says. Collective; one synchronisation.
+
+        Every rank keeps the slots that it has; what is in them changes. Weights are not moved: see `xccl.eplb.migrate`.
+        Results of earlier dispatches can still be combined, to the same bits. Their routings cannot be used for another
+        dispatch, which would be an InvalidArgument there, unless nothing has changed.
+
+        Raises:
+            InvalidArgument: other slots, an expert that there is not, or one that is nowhere; nothing was sent.
+            Mismatch: other ranks give another placement, or are in another call. Otherwise as `dispatch`.
+        """
+        slots = _placement(placement, self.comm.size)
+        for rank, (mine, now) in enumerate(zip(slots, self.placement, strict=True)):
+            if len(mine) != len(now):
+                raise InvalidArgument(
+                    f"placement has {len(mine)} slots for rank {rank}: expected {len(now)}, as when this was made; "
+                    "-1 stands for an empty one"
+                )
+        self._native.set_placement(slots, deadline(timeout))
+
+    def expert_load(self, reset: bool = False) -> np.ndarray[Any, Any]:
+        """(num_experts,) int64: how many tokens this rank has dispatched to each expert, replicas taken together.
+
+        Since this was made, or since the last call with `reset`. Dispatches with `routing=` do not count. It costs next
+        to nothing, and is not collective: `comm.all_reduce(ep.expert_load())` is the load of all ranks.
+        """
+        return self._native.expert_load(bool(reset))
 
     def input_buffer(self, n: int, timeout: float | None = None) -> Array:
         """An array (n, hidden) to write tokens into; `dispatch` of it, or of its first rows, copies nothing first.
@@ -129,7 +173,7 @@ class ExpertParallel:
             x: (tokens, hidden), dtype of this object, C-contiguous; 0 to max_tokens tokens, any number on each rank.
                 Free to be overwritten on return, unless it is an `input_buffer`.
             topk_idx: (tokens, topk) int32 or int64; expert ids, -1 for none. An expert may be named twice.
-            topk_weights: (tokens, topk) float32.
+            topk_weights: (tokens, topk) float32; with shared experts perhaps (tokens, topk + their number).
             routing: instead of the two: `d.routing` of an earlier dispatch here, for tokens that go the same way
                 again, such as gradients. All ranks give the routing of the same dispatch, or none.
 
@@ -151,7 +195,7 @@ class ExpertParallel:
         native = self._native.dispatch(
             rows,
             None if topk_idx is None else _expert_ids(topk_idx),
-            None if topk_weights is None else as_array("topk_weights", topk_weights),
+            None if topk_weights is None else self._weights("topk_weights", topk_weights),
             routing,
             deadline(timeout),
         )
@@ -174,7 +218,7 @@ class ExpertParallel:
                 until the next dispatch, combine or `d.output_buffer()` here returns, so write to them again only
                 after that.
             d: the result of the dispatch. It stays valid, so it can be combined again.
-            weights: (tokens, topk) float32 instead of those given to dispatch.
+            weights: instead of those given to dispatch, of the same shape.
             out: (tokens, hidden) array for the sums, instead of a new one.
 
         Returns (tokens, hidden) in the order of the tokens given to dispatch; zeros for a token with no expert.
@@ -191,11 +235,18 @@ class ExpertParallel:
         self._native.combine(
             as_array("rows", rows),
             d._native,
-            None if weights is None else as_array("weights", weights),
+            None if weights is None else self._weights("weights", weights),
             out,
             deadline(timeout),
         )
         return out
+
+    def _weights(self, name: str, weights: Any) -> np.ndarray[Any, Any]:
+        """As the core takes them: shared experts have a column each, of ones if it is missing."""
+        found = as_array(name, weights)
+        if not self.shared_experts or found.shape != (len(found), self.topk):
+            return found
+        return np.concatenate([found, np.ones((len(found), len(self.shared_experts)), np.float32)], 1)
 
     def close(self) -> None:
         """Gives this rank's buffers back. Not collective; safe to call twice; results stay readable.
@@ -227,6 +278,8 @@ class ExpertParallel:
         results: int = 2,
         layout: str = "expert",
         *,
+        placement: Sequence[Sequence[int]] | None = None,
+        shared_experts: Sequence[int] = (),
         rank: int = 0,
         tokens: int | None = None,
         rows: int | None = None,
@@ -252,7 +305,7 @@ class ExpertParallel:
         )
         tokens = max_tokens if tokens is None else whole("tokens", tokens, 0, max_tokens)
         if rows is not None:
-            rows = whole("rows", rows, 0, size * max_tokens * topk)
+            rows = whole("rows", rows, 0, size * max_tokens * (topk + len(shared_experts)))
         name = _row_dtype(dtype).name
         rows, lines = _core.plan(
             num_experts,
@@ -262,6 +315,8 @@ class ExpertParallel:
             name,
             _layout(layout),
             results,
+            None if placement is None else _placement(placement, size),
+            _experts("shared_experts", shared_experts),
             size,
             rank,
             tokens,
@@ -424,6 +479,21 @@ def _expert_ids(topk_idx: Any) -> np.ndarray[Any, Any]:
     if ids.dtype not in (np.int32, np.int64):
         raise InvalidArgument(f"topk_idx has dtype {ids.dtype}: expected int32 or int64")
     return ids
+
+
+def _experts(name: str, experts: Sequence[int]) -> list[int]:
+    if isinstance(experts, (str, bytes)) or not hasattr(experts, "__iter__"):
+        raise InvalidArgument(f"{name}={experts!r}: expected numbers of experts")
+    return [whole(name, expert) for expert in experts]
+
+
+def _placement(placement: Sequence[Sequence[int]], ranks: int) -> list[list[int]]:
+    if isinstance(placement, (str, bytes)) or not hasattr(placement, "__iter__"):
+        raise InvalidArgument(f"placement={placement!r}: expected for each rank the experts in its slots")
+    slots = [_experts(f"placement of rank {rank}", row) for rank, row in enumerate(placement)]
+    if len(slots) != ranks:
+        raise InvalidArgument(f"placement has slots for {len(slots)} ranks: expected {ranks}")
+    return slots
 
 
 def _layout(layout: object) -> str:

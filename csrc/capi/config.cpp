@@ -64,6 +64,11 @@ EpShape shape_of(const xccl_ep_config& config) {
   shape.topk = config.topk;
   shape.results = config.results;
   shape.layout = static_cast<RowLayout>(config.layout);
+  if (config.shared_count < 0 || config.shared_count > 1024)
+    fail(Status::InvalidArgument, "config->shared_count is ", config.shared_count, ": expected 0 to 1024");
+  require_memory(config.shared_experts, config.shared_count > 0, "config->shared_experts", alignof(int32_t));
+  if (config.shared_count)
+    shape.shared_experts.assign(config.shared_experts, config.shared_experts + config.shared_count);
   switch (static_cast<int>(config.dtype)) {
     case XCCL_FLOAT32:
     case XCCL_FLOAT16:
@@ -73,6 +78,18 @@ EpShape shape_of(const xccl_ep_config& config) {
   }
   fail(Status::InvalidArgument, "config->dtype is ", static_cast<int>(config.dtype),
        ": expected XCCL_FLOAT32, XCCL_FLOAT16 or XCCL_BFLOAT16");
+}
+
+Placement placement_of(const xccl_ep_config& config, const EpShape& shape, int ranks) {
+  check(shape, ranks);
+  if (!config.placement && !config.slot_counts) return even_placement(shape, ranks);
+  require_memory(config.slot_counts, 1, "config->slot_counts", alignof(int32_t));
+  const std::vector<int32_t> slots(config.slot_counts, config.slot_counts + ranks);
+  size_t total = 0;
+  for (const int32_t count : slots) total += count > 0 ? static_cast<size_t>(count) : 0;
+  require_memory(config.placement, total, "config->placement", alignof(int32_t));
+  return Placement(static_cast<int>(shape.num_experts), slots,
+                   std::vector<int32_t>(config.placement, config.placement + total));
 }
 
 }  // namespace xccl::capi

@@ -12,7 +12,7 @@
 namespace xccl::capi {
 
 // A new field never goes into padding at the end of such a struct, since its size is what tells versions apart.
-static_assert(sizeof(xccl_comm_config) == 48 && sizeof(xccl_ep_config) == 56 && sizeof(xccl_plan_load) == 40);
+static_assert(sizeof(xccl_comm_config) == 48 && sizeof(xccl_ep_config) == 88 && sizeof(xccl_plan_load) == 40);
 
 // No program knows less than the first version.
 constexpr size_t first_size(const xccl_comm_config&) { return 48; }
@@ -52,5 +52,7 @@ xccl_plan_load plan_defaults() noexcept;
 // Rank, size and job: as the config says, else as the launcher does, else a job of one.
 JobSpec identify(const xccl_comm_config& config);
 EpShape shape_of(const xccl_ep_config& config);
+// The one it gives, or the even one. `shape`: what shape_of made of it.
+Placement placement_of(const xccl_ep_config& config, const EpShape& shape, int ranks);
 
 }  // namespace xccl::capi

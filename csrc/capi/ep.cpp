@@ -22,6 +22,14 @@ void require_rows(const ExpertParallel& ep, const void* rows, int64_t count, con
   require_memory(rows, count > 0 ? ep.shape().row_bytes() : 0, name, element_bytes(ep.shape().dtype));
 }
 
+void list_local_experts(xccl_ep& handle) {
+  const Placement& placement = handle.ep->placement();
+  const int rank = handle.ep->comm().rank();
+  handle.local_experts.clear();
+  for (int position = placement.first(rank); position < placement.first(rank + 1); ++position)
+    handle.local_experts.push_back(placement.expert(position));
+}
+
 // NULL only where there are no tokens.
 TopK topk_of(const void* experts, xccl_dtype dtype, const float* weights, int64_t tokens) {
   if (dtype != XCCL_INT32 && dtype != XCCL_INT64)
@@ -53,14 +61,13 @@ xccl_status xccl_ep_create(xccl_comm* comm, const xccl_ep_config* config, double
   return guarded(__func__, [&] {
     Comm& state = xccl::capi::in(comm);
     require(ep_out, "ep_out");
-    const EpShape shape = shape_of(take(config, "config", ep_defaults()));
+    const xccl_ep_config taken = take(config, "config", ep_defaults());
+    const EpShape shape = shape_of(taken);
     auto handle = std::make_unique<xccl_ep>();
     handle->state = comm->state;
-    handle->ep = std::make_shared<ExpertParallel>(state.communicator, shape, seconds(timeout));
-    const Placement& placement = handle->ep->placement();
-    const int rank = state.communicator->rank();
-    for (int position = placement.first(rank); position < placement.first(rank + 1); ++position)
-      handle->local_experts.push_back(placement.expert(position));
+    handle->ep = std::make_shared<ExpertParallel>(
+        state.communicator, shape, placement_of(taken, shape, state.communicator->size()), seconds(timeout));
+    list_local_experts(*handle);
     const std::lock_guard lock(state.mutex);
     std::erase_if(state.eps, [](const auto& weak) { return weak.expired(); });
     state.eps.push_back(handle->ep);
@@ -71,6 +78,24 @@ xccl_status xccl_ep_create(xccl_comm* comm, const xccl_ep_config* config, double
 const int* xccl_ep_local_experts(const xccl_ep* ep, size_t* count_out) {
   if (count_out) *count_out = ep ? ep->local_experts.size() : 0;
   return ep ? ep->local_experts.data() : nullptr;
+}
+
+xccl_status xccl_ep_set_placement(xccl_ep* ep, const int32_t* placement, size_t count, double timeout) {
+  return guarded(__func__, [&] {
+    require(ep, "ep");
+    require_memory(placement, count, "placement", alignof(int32_t));
+    in(ep).set_placement(std::vector<int32_t>(placement, placement + count), seconds(timeout));
+    list_local_experts(*ep);
+  });
+}
+
+xccl_status xccl_ep_expert_load(xccl_ep* ep, int reset, int64_t* load_out) {
+  return guarded(__func__, [&] {
+    require(load_out, "load_out");
+    std::vector<int64_t>& load = in(ep).expert_load();
+    std::copy(load.begin(), load.end(), load_out);
+    if (reset) std::fill(load.begin(), load.end(), 0);
+  });
 }
 
 xccl_status xccl_ep_close(xccl_ep* ep) {

@@ -447,7 +447,7 @@ xccl_status xccl_comm_reduce_scatter_v(xccl_comm* comm, const void* mine, const 
  *
  * The experts of one or more MoE layers, spread over the ranks of a communicator: an xccl_ep, which error texts call an
  * ExpertParallel, as in Python. Rank r hosts a contiguous
- * block of experts; where they do not divide, the first ranks host one more. Then every rank makes the same
+ * block of experts; where they do not divide, the first ranks host one more; or as `placement` says. Then every rank makes the same
  * sequence of dispatch and combine calls; one xccl_ep serves any number of layers of the same shape. Ranks
  * without experts, tokens without experts, ranks without tokens: all normal.
  *
@@ -471,7 +471,14 @@ typedef enum xccl_row_layout { XCCL_LAYOUT_EXPERT = 1, XCCL_LAYOUT_TOKEN = 2 } x
  * topk         experts per token.
  * results      how many results of dispatch may be alive at once; 2 by default.
  * dtype        of rows: XCCL_FLOAT32, XCCL_FLOAT16 or XCCL_BFLOAT16, which is the default.
- * layout       of what a dispatch brings; XCCL_LAYOUT_EXPERT by default. */
+ * layout       of what a dispatch brings; XCCL_LAYOUT_EXPERT by default.
+ * placement    the expert in each slot, rank by rank; -1: none. Every expert is in one slot at least. One in several has
+ *              replicas, which take turns: source rank r sends token t to replica (r + t) mod their number, in the order
+ *              of slots. NULL: the contiguous blocks. Read by the call that gets this struct, not later.
+ * slot_counts  with `placement`: how many slots each rank has, 0 or more; as many numbers as ranks.
+ * shared_experts  numbers of experts that get every token besides the ones it names, on the token's own rank if they
+ *              have a replica there; NULL: none. They come after the topk in sums.
+ * shared_count how many. */
 typedef struct xccl_ep_config {
   size_t size;
   int64_t num_experts;
@@ -481,6 +488,10 @@ typedef struct xccl_ep_config {
   int64_t results;
   xccl_dtype dtype;
   xccl_row_layout layout;
+  const int32_t* placement;
+  const int32_t* slot_counts;
+  const int32_t* shared_experts;
+  int64_t shared_count;
 } xccl_ep_config;
 
 /* Fills in the defaults. `size` is sizeof(xccl_ep_config). */
@@ -492,9 +503,22 @@ void xccl_ep_config_init(xccl_ep_config* config, size_t size);
  * calls, XCCL_FAILURE. Give it back with xccl_ep_destroy(). */
 xccl_status xccl_ep_create(xccl_comm* comm, const xccl_ep_config* config, double timeout, xccl_ep** ep_out);
 
-/* Global numbers of the experts hosted here, in the order of xccl_result_counts(); `count_out` gets how many.
- * Valid as long as the xccl_ep. */
+/* Global numbers of the experts hosted here, in the order of xccl_result_counts(), which is that of this rank's slots:
+ * -1 for an empty one. `count_out` gets how many. Valid until the next xccl_ep_set_placement(), and as long as the
+ * xccl_ep. */
 const int* xccl_ep_local_experts(const xccl_ep* ep, size_t* count_out);
+
+/* From the next dispatch on, `placement` says which expert each slot holds, in the form of xccl_ep_config; the slots stay
+ * as many as they are, and `count` is how many all ranks have. Collective, as a dispatch. It moves no weights. Results of
+ * earlier dispatches can still be combined, with the same bits; their routings cannot be used for another dispatch.
+ * Errors: XCCL_INVALID_ARGUMENT (nothing was sent); XCCL_MISMATCH: other ranks give another placement, or are in another
+ * call; XCCL_TIMEOUT, XCCL_PEER_LOST, XCCL_PEER_FAILED, XCCL_CLOSED. */
+xccl_status xccl_ep_set_placement(xccl_ep* ep, const int32_t* placement, size_t count, double timeout);
+
+/* How many tokens this rank has dispatched to each expert since the xccl_ep was made, or since the last call with
+ * `reset` nonzero; xccl_ep_dispatch_again() does not count. load_out has room for num_experts numbers. Not collective: the
+ * sum over ranks is one xccl_comm_all_reduce(). Errors: XCCL_INVALID_ARGUMENT. */
+xccl_status xccl_ep_expert_load(xccl_ep* ep, int reset, int64_t* load_out);
 
 /* Gives this rank's buffers back. Not collective; a second call does nothing. It waits, at most for the
  * communicator's timeout, until no rank still pulls from here. Results stay readable. Errors:
@@ -529,7 +553,7 @@ xccl_status xccl_ep_input_buffer(xccl_ep* ep, int64_t tokens, double timeout, vo
  *               to be overwritten on return, unless it is an input buffer.
  * topk_experts  (tokens, topk) expert numbers of type `expert_dtype`, XCCL_INT32 or XCCL_INT64; -1 for none. An
  *               expert may be named twice.
- * topk_weights  (tokens, topk) float.
+ * topk_weights  (tokens, topk) float; with shared experts (tokens, topk + shared_count).
  * Errors: as above. Give the result back with xccl_result_destroy(). */
 xccl_status xccl_ep_dispatch(xccl_ep* ep, const void* x, int64_t tokens, const void* topk_experts,
                              xccl_dtype expert_dtype, const float* topk_weights, double timeout,
@@ -566,7 +590,7 @@ xccl_status xccl_result_output_buffer(xccl_result* result, double timeout, void*
  * rows     (rows, hidden): the result for each token and expert, expert by expert. The output buffer and, but in
  *          XCCL_LAYOUT_TOKEN, xccl_result_x() itself are not copied; other ranks may read them until the next dispatch, combine or
  *          xccl_result_output_buffer() here returns, so write to them again only after that.
- * weights  (tokens, topk) float instead of those given to dispatch; may be NULL.
+ * weights  float instead of those given to dispatch, of the same shape; may be NULL.
  * y_out    (tokens, hidden), in the order of the tokens given to dispatch; zeros for a token without experts.
  *          Not in the memory of a result.
  * The result stays valid and may be combined again. Errors: as dispatch. */

@@ -37,7 +37,7 @@ class CombineCall {
  private:
   uint64_t row_bytes() const { return ep_.shape_.row_bytes(); }
   int size() const { return comm_.size(); }
-  int slots() const { return static_cast<int>(ep_.shape_.topk); }
+  int slots() const { return static_cast<int>(ep_.shape_.slots()); }
 
   // Makes the experts' rows reachable, copying only what lies elsewhere, and returns their offset in the region.
   uint64_t stage(const std::byte* rows) {
@@ -95,7 +95,7 @@ class CombineCall {
   // Where on its rank, in the region, the first of this rank's rows for each expert lies. The others follow it.
   void pull_bases() {
     op_.phase("pulling bases");
-    std::vector<uint32_t> bases(static_cast<size_t>(ep_.placement_.experts()));
+    std::vector<uint32_t> bases(static_cast<size_t>(ep_.placement_.positions()));
     for (int member = 0; member < size(); ++member) {
       if (routing_.rows_to(ep_.placement_, member) == 0) continue;
       const Transfer transfer{&bases[static_cast<size_t>(ep_.placement_.first(member))],

@@ -23,7 +23,8 @@ class DispatchCall {
     made_ = std::make_shared<Routing>();
     made_->maker = ep.serial_;
     made_->id = op.seq;
-    route(topk, static_cast<int>(ep.shape_.topk), ep.placement_, *made_);
+    made_->placement = ep.placements_;
+    route(topk, static_cast<int>(ep.shape_.topk), ep.shape_.shared_experts, ep.placement_, comm_.rank(), *made_);
     routing_ = made_;
   }
 
@@ -40,6 +41,7 @@ class DispatchCall {
     pull_rows(slot);
     comm_.require_trust();
     ep_.board_->finish(op_.seq);
+    if (fresh_) ep_.count_load(*routing_);
     slot.leased.store(true, std::memory_order_relaxed);
     return std::make_shared<Dispatched>(
         Dispatched{routing_, std::make_shared<Lease>(ep_.memory_, slot), op_.seq});
@@ -83,7 +85,7 @@ class DispatchCall {
       list_offset_.push_back(piece.memory.offset() + before * sizeof(RoutedRow));
       next.push_back(rows + before);
     }
-    const auto slots = static_cast<size_t>(ep_.shape_.topk);
+    const auto slots = static_cast<size_t>(ep_.shape_.slots());
     for (size_t i = 0; i < routing_->position_of_slot.size(); ++i) {
       const int32_t position = routing_->position_of_slot[i];
       if (position == nowhere) continue;
@@ -114,7 +116,7 @@ class DispatchCall {
   // What others say about themselves is data: it must lie within what they may say.
   void check_heard() const {
     const auto most_tokens = static_cast<uint64_t>(ep_.shape_.max_tokens),
-               most_rows = most_tokens * static_cast<uint64_t>(ep_.shape_.topk);
+               most_rows = most_tokens * static_cast<uint64_t>(ep_.shape_.slots());
     for (int member = 0; member < size(); ++member) {
       const Payload& record = heard(member);
       if (record[ep_record::tokens] > most_tokens || record[ep_record::rows] > most_rows)
@@ -265,6 +267,9 @@ std::shared_ptr<Dispatched> ExpertParallel::dispatch(const void* x, const TopK& 
   if (routing && routing->tokens != topk.tokens)
     fail(Status::InvalidArgument, "x has ", topk.tokens, " tokens, but the routing was made for ",
          routing->tokens);
+  if (routing && routing->placement != placements_)
+    fail(Status::InvalidArgument,
+         "the routing was made before set_placement, and its experts may have moved; dispatch with topk_idx");
   std::shared_ptr<Dispatched> result;
   comm_->operate("dispatch", seq_, timeout,
                  [&](Operation& op) { result = DispatchCall(*this, op, x, topk, std::move(routing)).run(); });

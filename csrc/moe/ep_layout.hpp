@@ -4,13 +4,14 @@
 //   input     2 slots of max_tokens rows      written by the user (input_buffer), pulled by dispatch
 //   staging   2 slots of max_tokens rows      dispatch's copy of an x that lies in private memory
 //   route     2 slots, one route list per destination rank: a RoutedRow for each of its rows
-//   bases     2 slots of uint32 (ranks, experts here): first row of each source and expert, for combine
+//   bases     2 slots of uint32 (ranks, expert slots here): first row of each source and expert, for combine
 //   results   per result: rows of x, then rows of out, each (ranks * max_tokens * topk) rows at the worst; in layout
 //             "token" x has (ranks * max_tokens)
 //
 // Everything is written by the owner and pulled by the others. Slots of 2 are used in turn (record_depth).
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <type_traits>
 #include <vector>
@@ -39,7 +40,10 @@ struct EpShape {
   RowType dtype = RowType::float32;
   RowLayout layout = RowLayout::expert;
   int64_t results = 2;  // results alive at once
+  std::vector<int32_t> shared_experts;  // get every token, besides those that it names
 
+  // Experts of a token, at the most.
+  int64_t slots() const { return topk + static_cast<int64_t>(shared_experts.size()); }
   uint64_t row_bytes() const { return static_cast<uint64_t>(hidden) * element_bytes(dtype); }
 };
 
@@ -53,6 +57,12 @@ inline void check(const EpShape& shape, int ranks) {
   require("hidden", shape.hidden, 1, 1 << 24);
   require("max_tokens", shape.max_tokens, 1, 1 << 24);
   require("topk", shape.topk, 1, 1024);
+  for (size_t i = 0; i < shape.shared_experts.size(); ++i) {
+    require("shared_experts: expert", shape.shared_experts[i], 0, shape.num_experts - 1);
+    if (std::count(shape.shared_experts.begin(), shape.shared_experts.end(), shape.shared_experts[i]) > 1)
+      fail(Status::InvalidArgument, "shared_experts names expert ", shape.shared_experts[i], " twice");
+  }
+  require("topk + shared experts", shape.slots(), 1, 1024);
   require("results", shape.results, 1, 1024);
   if (!is_row_type(shape.dtype))
     fail(Status::InvalidArgument, "dtype ", element_type_name(shape.dtype),
@@ -60,7 +70,7 @@ inline void check(const EpShape& shape, int ranks) {
   if (shape.layout != RowLayout::expert && shape.layout != RowLayout::token)
     fail(Status::InvalidArgument, "layout is ", static_cast<uint32_t>(shape.layout),
          ": expected 1 (expert) or 2 (token)");
-  const int64_t worst = shape.max_tokens * shape.topk * ranks;
+  const int64_t worst = shape.max_tokens * shape.slots() * ranks;
   if (worst > INT32_MAX)
     fail(Status::InvalidArgument, "max_tokens * topk * ranks is ", worst, ", more rows than ", INT32_MAX,
          "; use a smaller max_tokens and several calls");
@@ -69,6 +79,12 @@ inline void check(const EpShape& shape, int ranks) {
                      static_cast<long double>(2 * shape.results);
   if (bytes > 0x1p56L)
     fail(Status::InvalidArgument, "max_tokens * topk * ranks * hidden * results is beyond any address space");
+}
+
+// The placement where none is given. InvalidArgument as of check().
+inline Placement even_placement(const EpShape& shape, int ranks) {
+  check(shape, ranks);
+  return Placement(static_cast<int>(shape.num_experts), ranks);
 }
 
 // One row for another rank, in that rank's route list. A list is in the order (token, slot).
@@ -92,19 +108,19 @@ struct EpLayout {
   static uint64_t worst_rows(const EpShape& shape, const Placement& placement, int rank) {
     return placement.count(rank) == 0 ? 0
                                       : static_cast<uint64_t>(placement.ranks()) *
-                                            static_cast<uint64_t>(shape.max_tokens * shape.topk);
+                                            static_cast<uint64_t>(shape.max_tokens * shape.slots());
   }
 
   EpLayout(const EpShape& shape, const Placement& placement, int rank) {
     const uint64_t rows = static_cast<uint64_t>(shape.max_tokens) * shape.row_bytes();
-    const auto slots = static_cast<uint64_t>(shape.max_tokens * shape.topk);
+    const auto slots = static_cast<uint64_t>(shape.max_tokens * shape.slots());
     for (auto& piece : input) piece = take(rows);
     for (auto& piece : staging) piece = take(rows);
     const auto ranks = static_cast<uint64_t>(placement.ranks());
     for (auto& piece : route) piece = take(slots * sizeof(RoutedRow));
     for (auto& piece : bases) piece = take(4 * ranks * static_cast<uint64_t>(placement.count(rank)));
     const uint64_t worst = worst_rows(shape, placement, rank) * shape.row_bytes(),
-                   copies = shape.layout == RowLayout::token ? static_cast<uint64_t>(shape.topk) : 1;
+                   copies = shape.layout == RowLayout::token ? static_cast<uint64_t>(shape.slots()) : 1;
     for (int64_t i = 0; i < shape.results; ++i) {
       x.push_back(take(worst / copies));
       out.push_back(take(worst));
@@ -122,10 +138,10 @@ struct EpLayout {
 
 // Words of an ExpertParallel's records. Offsets are in the writer's region.
 namespace ep_record {
-enum Kind : uint64_t { dispatch = 1, dispatch_again = 2, combine = 3 };
+enum Kind : uint64_t { dispatch = 1, dispatch_again = 2, combine = 3, set_placement = 4 };
 enum Word : size_t {
   kind,      // Kind
-  routing,   // dispatch: id of the routing in use; combine: number of the dispatch whose result it is
+  routing,   // dispatch: id of the routing in use; combine: number of the dispatch whose result it is; set_placement: digest
   rows,      // dispatch: rows for the reader; combine: rows at `where`
   tokens,    // dispatch: rows at `where`
   where,     // offset of the rows to pull

@@ -10,7 +10,7 @@ namespace xccl {
 
 // What members tell each other when an ExpertParallel is made.
 struct ExpertParallel::Card {
-  int64_t num_experts, hidden, max_tokens, topk, dtype, layout, results;
+  int64_t num_experts, hidden, max_tokens, topk, dtype, layout, results, placement, shared_experts;
   uint64_t board_offset;
   RegionKey region;
   uint64_t oldest_open;  // all ExpertParallel objects made before this one are closed on that rank
@@ -21,15 +21,31 @@ uint64_t next_serial() {
   static std::atomic<uint64_t> made{0};
   return made.fetch_add(1, std::memory_order_relaxed) + 1;  // relaxed: only has to differ
 }
+
+// Lists are compared, and shown, by their digests.
+uint64_t digest_of(const std::vector<int32_t>& experts) {
+  uint64_t hash = experts.size();
+  for (const int32_t expert : experts) hash = hash * 1099511628211u + static_cast<uint32_t>(expert);
+  return hash;
+}
+std::string named_by_digest(int64_t digest) { return text("one of digest ", static_cast<uint64_t>(digest)); }
 }  // namespace
 
 ExpertParallel::ExpertParallel(std::shared_ptr<Communicator> comm, const EpShape& shape, double timeout)
+    : ExpertParallel(comm, shape, even_placement(shape, comm->size()), timeout) {}
+
+ExpertParallel::ExpertParallel(std::shared_ptr<Communicator> comm, const EpShape& shape, Placement placement,
+                               double timeout)
     : comm_(std::move(comm)),
       shape_(shape),
-      placement_(static_cast<int>(shape.num_experts), comm_->size()),
+      placement_(std::move(placement)),
+      load_(static_cast<size_t>(shape.num_experts)),
       kernels_(select_kernels(comm_->world().config().kernels)),
       serial_(next_serial()) {
   check(shape_, comm_->size());
+  if (placement_.ranks() != comm_->size() || placement_.experts() != shape_.num_experts)
+    fail(Status::InvalidArgument, "placement is for ", placement_.ranks(), " ranks and ", placement_.experts(),
+         " experts: expected ", comm_->size(), " and ", shape_.num_experts);
   comm_->require_usable();
   memory_ = std::make_shared<EpMemory>(comm_->share_world(), shape_, placement_, comm_->rank());
   board_offset_ = comm_->world().allocate_lines(Board::bytes(comm_->size()));
@@ -57,6 +73,8 @@ void ExpertParallel::meet(double timeout) {
                   static_cast<int64_t>(shape_.dtype),
                   static_cast<int64_t>(shape_.layout),
                   shape_.results,
+                  static_cast<int64_t>(placement_.digest()),
+                  static_cast<int64_t>(digest_of(shape_.shared_experts)),
                   board_offset_,
                   memory_->region().key,
                   comm_->oldest_open()};
@@ -83,7 +101,9 @@ void ExpertParallel::require_agreement(const Card& mine, const std::vector<Card>
                                                                        {"topk", &Card::topk},
                                                                        {"dtype", &Card::dtype},
                                                                        {"layout", &Card::layout},
-                                                                       {"results", &Card::results}};
+                                                                       {"results", &Card::results},
+                                                                       {"placement", &Card::placement},
+                                                                       {"shared_experts", &Card::shared_experts}};
   for (const auto& [name, field] : fields) {
     std::vector<int> differ;
     int64_t theirs = 0;
@@ -94,6 +114,7 @@ void ExpertParallel::require_agreement(const Card& mine, const std::vector<Card>
     const auto show = [&](int64_t value) {
       return field == &Card::dtype    ? std::string(element_type_name(static_cast<RowType>(value)))
              : field == &Card::layout ? std::string(row_layout_name(static_cast<RowLayout>(value)))
+             : field == &Card::placement || field == &Card::shared_experts ? named_by_digest(value)
                                       : std::to_string(value);
     };
     throw Error(Status::Mismatch,
@@ -192,6 +213,8 @@ void ExpertParallel::exchange(Operation& op, const std::vector<Payload>& records
         return text("dispatch with the routing of call #", record[ep_record::routing]);
       case ep_record::combine:
         return text("combine of the result of dispatch #", record[ep_record::routing]);
+      case ep_record::set_placement:
+        return text("set_placement with ", named_by_digest(static_cast<int64_t>(record[ep_record::routing])));
       default:
         return std::string("something unknown");
     }
@@ -216,6 +239,27 @@ ResultSlot& ExpertParallel::free_result() {
         "with results=",
         memory_->results.size() + 1);
   return *best;
+}
+
+void ExpertParallel::count_load(const Routing& routing) {
+  for (int position = 0; position < placement_.positions(); ++position)
+    if (const uint32_t pairs = routing.pairs_at(static_cast<size_t>(position)))
+      load_[static_cast<size_t>(placement_.expert(position))] += pairs;
+}
+
+void ExpertParallel::set_placement(std::vector<int32_t> held, double timeout) {
+  require_open();
+  Placement next = placement_.holding(std::move(held));
+  comm_->operate("set_placement", seq_, timeout, [&](Operation& op) {
+    Payload record{};
+    record[ep_record::kind] = ep_record::set_placement;
+    record[ep_record::routing] = next.digest();
+    record[ep_record::finished] = board_->finished();
+    exchange(op, std::vector<Payload>(static_cast<size_t>(comm_->size()), record), {});
+    board_->finish(op.seq);
+    if (next.digest() != placement_.digest()) ++placements_;
+    placement_ = std::move(next);
+  });
 }
 
 std::byte* ExpertParallel::input_buffer(int64_t tokens, double timeout) {

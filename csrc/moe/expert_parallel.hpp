@@ -36,6 +36,8 @@ class ExpertParallel {
   // Collective. InvalidArgument for a shape that cannot be; Mismatch when ranks disagree, naming the argument. Other
   // errors: those of all_gather. timeout < 0: the default.
   ExpertParallel(std::shared_ptr<Communicator> comm, const EpShape& shape, double timeout = -1);
+  ExpertParallel(std::shared_ptr<Communicator> comm, const EpShape& shape, Placement placement,
+                 double timeout = -1);
   ~ExpertParallel();
 
   const EpShape& shape() const { return shape_; }
@@ -47,6 +49,12 @@ class ExpertParallel {
     return memory_;
   }
   int local_experts() const { return placement_.count(comm_->rank()); }
+  // Tokens of this rank for each expert, in all dispatches but those with an earlier routing.
+  std::vector<int64_t>& expert_load() { return load_; }
+  // Collective. held: the expert in each slot, by position. What was dispatched before can still be combined, since slots
+  // stay what they are; its routing cannot be used for another dispatch. InvalidArgument as of Placement: nothing was
+  // sent. Mismatch if ranks give different ones.
+  void set_placement(std::vector<int32_t> held, double timeout);
 
   // Memory for `tokens` rows of the next dispatch, which then copies nothing first. Two are used in turn.
   std::byte* input_buffer(int64_t tokens, double timeout);
@@ -55,7 +63,7 @@ class ExpertParallel {
                                        std::shared_ptr<const Routing> routing, double timeout);
   // Memory for the experts' results, (rows, hidden). Waits for pulls of an earlier combine of the same result.
   std::byte* output_buffer(Dispatched& result, double timeout);
-  // rows: (result.rows(), hidden); weights: null or (tokens, topk); y: (tokens, hidden).
+  // rows: (result.rows(), hidden); weights: null or (tokens, slots); y: (tokens, hidden).
   void combine(const void* rows, Dispatched& result, const float* weights, void* y, double timeout);
 
   // Not collective: waits, within the deadline, until nobody pulls from this rank any more.
@@ -85,12 +93,15 @@ class ExpertParallel {
   // `pulled`: what others pull from in this call; it is stamped once the call can no longer be taken back.
   void exchange(Operation& op, const std::vector<Payload>& records, const std::vector<uint64_t*>& pulled);
   const RemoteRegion& peer(int member) const { return peers_[static_cast<size_t>(member)]; }
+  void count_load(const Routing& routing);
   void require_in_region(int member, uint64_t offset, uint64_t bytes) const;
   ResultSlot& free_result();
 
   std::shared_ptr<Communicator> comm_;
   EpShape shape_;
   Placement placement_;
+  uint64_t placements_ = 0;    // how often it has changed
+  std::vector<int64_t> load_;  // (experts)
   const Kernels& kernels_;
   std::shared_ptr<EpMemory> memory_;
   const uint64_t serial_;  // tells it from all others of this process, also from those that are gone

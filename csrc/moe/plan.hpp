@@ -24,13 +24,16 @@ struct PlanLoad {
   bool in_place;    // combine is given d.x itself, so no second set of rows is needed
 };
 
-// Rows that this rank receives when every rank dispatches so many tokens, spread evenly over all experts. For a shape that
-// check() accepts, and at most max_tokens.
-uint64_t even_rows(const EpShape& shape, int ranks, int rank, uint64_t tokens);
+// Rows that this rank receives when every rank dispatches so many tokens, spread evenly over all experts but the shared
+// ones, which get all. For a shape that check() accepts, and at most max_tokens.
+uint64_t even_rows(const EpShape& shape, const Placement& placement, int rank, uint64_t tokens);
 
-// ranks > 0, 0 <= rank < ranks. InvalidArgument as for the ExpertParallel itself.
+// OutOfMemory if there is no room for the records of so many ranks: then they cannot join, and nothing else matters.
+void require_joinable(int ranks, uint64_t annex_bytes);
+
+// 0 <= rank < ranks of the placement. InvalidArgument as for the ExpertParallel itself.
 // `annex_bytes`: of the communicator's lines, see Communicator::AnnexBytes.
-std::vector<PlanLine> plan(const EpShape& shape, int ranks, int rank, const PlanLoad& load,
+std::vector<PlanLine> plan(const EpShape& shape, const Placement& placement, int rank, const PlanLoad& load,
                            uint64_t annex_bytes);
 
 }  // namespace xccl

@@ -11,11 +11,11 @@
 
 namespace xccl {
 
-// As the caller gives it: (tokens, topk) row-major. -1: no expert in this slot.
+// As the caller gives it, row-major. -1: no expert in this slot.
 struct TopK {
-  const void* experts = nullptr;  // int32 or int64
+  const void* experts = nullptr;  // (tokens, topk) int32 or int64
   bool wide = true;               // int64
-  const float* weights = nullptr;
+  const float* weights = nullptr;  // (tokens, slots): shared experts follow after the topk
   int64_t tokens = 0;
 };
 
@@ -24,13 +24,14 @@ constexpr int32_t nowhere = -1;
 struct Routing {
   uint64_t maker = 0;  // the ExpertParallel that made it (ExpertParallel::serial)
   uint64_t id = 0;     // number of the dispatch that made it, there
+  uint64_t placement = 0;  // how often the placement had changed when it was made
   int64_t tokens = 0;
 
   // --- Source's side. ---
-  std::vector<int32_t> position_of_slot;  // (tokens * topk): of the slot's expert, or nowhere
+  std::vector<int32_t> position_of_slot;  // (tokens * slots): of the slot's expert, or nowhere
   std::vector<uint32_t> place_of_slot;    // how many of this rank's pairs for that expert come before it
-  std::vector<uint32_t> position_start;   // (experts + 1): pairs for all positions before
-  std::vector<float> weights;             // (tokens * topk), as given
+  std::vector<uint32_t> position_start;   // (positions + 1): pairs for all positions before
+  std::vector<float> weights;             // (tokens * slots), as given
 
   uint32_t pairs() const { return position_start.back(); }
   uint32_t pairs_at(size_t position) const { return position_start[position + 1] - position_start[position]; }
@@ -39,7 +40,8 @@ struct Routing {
            position_start[static_cast<size_t>(placement.first(rank))];
   }
 
-  // --- Receiver's side. Rows are in the order (local expert, source rank, source token, slot). ---
+  // --- Receiver's side. Rows are in the order (local expert, source rank, source token, slot). A local expert is a slot
+  // of this rank, in which nothing may lie. ---
   std::vector<int64_t> counts;     // (local experts)
   std::vector<uint32_t> row_base;  // (ranks, local experts): first row from that source for that expert
   std::vector<int32_t> src_rank;   // per row
@@ -57,7 +59,10 @@ struct Routing {
   uint64_t rows() const { return src_rank.size(); }
 };
 
-// The source's side. InvalidArgument naming the first expert out of range.
-void route(const TopK& topk, int slots, const Placement& placement, Routing& routing);
+// The source's side, on rank `source`. A token has `chosen` experts, then all the shared ones. Which replica of an expert
+// it goes to depends on (source, token) alone; a shared expert that is on the source goes nowhere else.
+// InvalidArgument naming the first expert out of range.
+void route(const TopK& topk, int chosen, const std::vector<int32_t>& shared, const Placement& placement,
+           int source, Routing& routing);
 
 }  // namespace xccl

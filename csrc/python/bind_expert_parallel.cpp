@@ -22,8 +22,25 @@ RowLayout row_layout(const std::string& name) {
 }
 
 EpShape make_shape(int64_t num_experts, int64_t hidden, int64_t max_tokens, int64_t topk,
-                   const std::string& dtype, const std::string& layout, int64_t results) {
-  return EpShape{num_experts, hidden, max_tokens, topk, row_type(dtype), row_layout(layout), results};
+                   const std::string& dtype, const std::string& layout, int64_t results,
+                   std::vector<int32_t> shared_experts) {
+  return EpShape{num_experts,       hidden,  max_tokens,
+                 topk,              row_type(dtype), row_layout(layout),
+                 results,           std::move(shared_experts)};
+}
+
+// For each rank the expert in each of its slots, as Python has it.
+using Slots = std::vector<std::vector<int32_t>>;
+
+Placement make_placement(const EpShape& shape, const std::optional<Slots>& slots, int ranks) {
+  check(shape, ranks);
+  if (!slots) return even_placement(shape, ranks);
+  std::vector<int32_t> counts, held;
+  for (const std::vector<int32_t>& of_rank : *slots) {
+    counts.push_back(static_cast<int32_t>(of_rank.size()));
+    held.insert(held.end(), of_rank.begin(), of_rank.end());
+  }
+  return Placement(static_cast<int>(shape.num_experts), counts, std::move(held));
 }
 
 // An array over a result's rows keeps the result's slot leased: the pool does not hand it out while the array lives.
@@ -45,10 +62,12 @@ struct PyResult {
 
 class PyExpertParallel {
  public:
-  PyExpertParallel(std::shared_ptr<Communicator> comm, const EpShape& shape, py::dtype dtype, double timeout)
+  PyExpertParallel(std::shared_ptr<Communicator> comm, const EpShape& shape,
+                   const std::optional<Slots>& slots, py::dtype dtype, double timeout)
       : dtype_(std::move(dtype)) {
+    Placement placement = make_placement(shape, slots, comm->size());
     const Blocking blocking;
-    native_ = std::make_unique<ExpertParallel>(std::move(comm), shape, timeout);
+    native_ = std::make_unique<ExpertParallel>(std::move(comm), shape, std::move(placement), timeout);
   }
 
   py::array input_buffer(int64_t tokens, double timeout) {
@@ -90,7 +109,7 @@ class PyExpertParallel {
     require_array("rows", rows, dtype_, {static_cast<int64_t>(d.native->rows()), shape().hidden});
     require_array("out", out, dtype_, {d.native->routing->tokens, shape().hidden}, true);
     if (weights)
-      require_array("weights", *weights, py::dtype::of<float>(), {d.native->routing->tokens, shape().topk});
+      require_array("weights", *weights, py::dtype::of<float>(), {d.native->routing->tokens, shape().slots()});
     const void* from = rows.data();
     const float* w = weights ? static_cast<const float*>(weights->data()) : nullptr;
     void* to = out.mutable_data();
@@ -103,12 +122,29 @@ class PyExpertParallel {
     native_->close();
   }
   bool closed() const { return native_->closed(); }
-  std::vector<int> local_experts() const {
-    std::vector<int> out;
+  std::vector<int32_t> experts_on(int rank) const {
+    std::vector<int32_t> out;
     const Placement& placement = native_->placement();
-    for (int p = placement.first(native_->comm().rank()); p < placement.first(native_->comm().rank() + 1);
-         ++p)
+    for (int p = placement.first(rank); p < placement.first(rank + 1); ++p)
       out.push_back(placement.expert(p));
+    return out;
+  }
+  std::vector<int32_t> local_experts() const { return experts_on(native_->comm().rank()); }
+  Slots placement() const {
+    Slots out;
+    for (int rank = 0; rank < native_->placement().ranks(); ++rank) out.push_back(experts_on(rank));
+    return out;
+  }
+  void set_placement(const Slots& slots, double timeout) {
+    std::vector<int32_t> held;
+    for (const std::vector<int32_t>& of_rank : slots) held.insert(held.end(), of_rank.begin(), of_rank.end());
+    const Blocking blocking;
+    native_->set_placement(std::move(held), timeout);
+  }
+  py::array_t<int64_t> expert_load(bool reset) {
+    std::vector<int64_t>& load = native_->expert_load();
+    py::array_t<int64_t> out(static_cast<py::ssize_t>(load.size()), load.data());  // a copy
+    if (reset) std::fill(load.begin(), load.end(), 0);
     return out;
   }
   const EpShape& shape() const { return native_->shape(); }
@@ -118,7 +154,7 @@ class PyExpertParallel {
     topk.wide = idx.dtype().equal(py::dtype::of<int64_t>());
     require_array("topk_idx", idx, topk.wide ? py::dtype::of<int64_t>() : py::dtype::of<int32_t>(),
                   {topk.tokens, shape().topk});
-    require_array("topk_weights", weights, py::dtype::of<float>(), {topk.tokens, shape().topk});
+    require_array("topk_weights", weights, py::dtype::of<float>(), {topk.tokens, shape().slots()});
     topk.experts = idx.data();
     topk.weights = static_cast<const float*>(weights.data());
   }
@@ -168,14 +204,21 @@ void bind_expert_parallel(py::module_& m) {
   py::class_<PyExpertParallel>(m, "ExpertParallel")
       .def(py::init([](std::shared_ptr<Communicator> comm, int64_t num_experts, int64_t hidden,
                        int64_t max_tokens, int64_t topk, const std::string& dtype, py::dtype np_dtype,
-                       const std::string& layout, int64_t results, double timeout) {
+                       const std::string& layout, int64_t results, const std::optional<Slots>& placement,
+                       std::vector<int32_t> shared_experts, double timeout) {
              return std::make_unique<PyExpertParallel>(
-                 std::move(comm), make_shape(num_experts, hidden, max_tokens, topk, dtype, layout, results),
-                 std::move(np_dtype), timeout);
+                 std::move(comm),
+                 make_shape(num_experts, hidden, max_tokens, topk, dtype, layout, results,
+                            std::move(shared_experts)),
+                 placement, std::move(np_dtype), timeout);
            }),
            py::arg("comm"), py::arg("num_experts"), py::arg("hidden"), py::arg("max_tokens"), py::arg("topk"),
-           py::arg("dtype"), py::arg("np_dtype"), py::arg("layout"), py::arg("results"), py::arg("timeout"))
+           py::arg("dtype"), py::arg("np_dtype"), py::arg("layout"), py::arg("results"), py::arg("placement"),
+           py::arg("shared_experts"), py::arg("timeout"))
       .def_property_readonly("local_experts", &PyExpertParallel::local_experts)
+      .def_property_readonly("placement", &PyExpertParallel::placement)
+      .def("set_placement", &PyExpertParallel::set_placement, py::arg("placement"), py::arg("timeout"))
+      .def("expert_load", &PyExpertParallel::expert_load, py::arg("reset"))
       .def_property_readonly("closed", &PyExpertParallel::closed)
       .def("input_buffer", &PyExpertParallel::input_buffer, py::arg("n"), py::arg("timeout"))
       .def("dispatch", &PyExpertParallel::dispatch, py::arg("x"), py::arg("topk_idx"),
@@ -188,19 +231,23 @@ void bind_expert_parallel(py::module_& m) {
   m.def(
       "plan",
       [](int64_t num_experts, int64_t hidden, int64_t max_tokens, int64_t topk, const std::string& dtype,
-         const std::string& layout, int64_t results, int size, int rank, uint64_t tokens,
+         const std::string& layout, int64_t results, const std::optional<Slots>& slots,
+         std::vector<int32_t> shared_experts, int size, int rank, uint64_t tokens,
          std::optional<uint64_t> given_rows, bool in_place) {
-        const EpShape shape = make_shape(num_experts, hidden, max_tokens, topk, dtype, layout, results);
+        const EpShape shape = make_shape(num_experts, hidden, max_tokens, topk, dtype, layout, results,
+                                         std::move(shared_experts));
         check(shape, size);
-        const uint64_t rows = given_rows ? *given_rows : even_rows(shape, size, rank, tokens);
+        const uint64_t annex = PointToPoint::annex_bytes(size);
+        require_joinable(size, annex);
+        const Placement placement = make_placement(shape, slots, size);
+        const uint64_t rows = given_rows ? *given_rows : even_rows(shape, placement, rank, tokens);
         py::list lines;
-        for (const PlanLine& line :
-             plan(shape, size, rank, {tokens, rows, in_place}, PointToPoint::annex_bytes(size)))
+        for (const PlanLine& line : plan(shape, placement, rank, {tokens, rows, in_place}, annex))
           lines.append(py::make_tuple(line.what, line.committed, line.reserved, line.shrink));
         return py::make_tuple(rows, lines);
       },
       py::arg("num_experts"), py::arg("hidden"), py::arg("max_tokens"), py::arg("topk"), py::arg("dtype"),
-      py::arg("layout"), py::arg("results"), py::arg("size"), py::arg("rank"), py::arg("tokens"),
+      py::arg("layout"), py::arg("results"), py::arg("placement"), py::arg("shared_experts"), py::arg("size"), py::arg("rank"), py::arg("tokens"),
       py::arg("rows"), py::arg("in_place"));
 }
 
