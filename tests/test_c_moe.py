@@ -49,7 +49,9 @@ def rows_of(result):
     in_x = lib.xccl_result_x_count(result)
     index = lib.xccl_result_index(result)
     return truth.Rows(
-        copied(lib.xccl_result_x(result), in_x * SHAPE.hidden, truth.DTYPES["bfloat16"]).reshape(in_x, -1),
+        copied(lib.xccl_result_x(result), in_x * SHAPE.hidden, truth.DTYPES["bfloat16"]).reshape(
+            in_x, SHAPE.hidden
+        ),
         lib.xccl_routing_counts(routing),
         copied(lib.xccl_routing_src_rank(routing), count, np.int32),
         copied(lib.xccl_routing_src_token(routing), count, np.int32),
@@ -190,3 +192,68 @@ def test_the_plan_is_that_of_python():
     expected = xccl.ExpertParallel.plan(4, **shape, rank=3, tokens=20).lines
     assert found == [(line.what, line.committed, line.reserved, line.shrink) for line in expected]
     lib.xccl_plan_destroy(plan)
+
+
+PLACEMENT = [[0, 1, 4, 6], [], [-1, 2, 0, 3, 5]]
+LATER = [[6, 5, 4, 3], [], [2, 1, 0, 6, -1]]
+
+
+def place_freely(part):
+    """Rounds under two placements, with a shared expert: local experts, rows, sums and load of each; and a plan."""
+    batch = batch_of(part.rank, 4)
+    weights = np.concatenate([batch.topk_weights, np.ones((len(batch.x), 1), np.float32)], 1)
+    now, later = (ffi.new("int32_t[]", [e for row in rows for e in row]) for rows in (PLACEMENT, LATER))
+    counts = ffi.new("int32_t[]", [len(row) for row in PLACEMENT])
+    shared = ffi.new("int32_t[]", [6])
+    given = ep_config(placement=now, slot_counts=counts, shared_experts=shared, shared_count=1)
+    found = []
+    with joined(part) as comm:
+        ep = made("xccl_ep", lib.xccl_ep_create, comm, given, DEFAULT)
+        for placement in PLACEMENT, LATER:
+            if placement is LATER:
+                must(lib.xccl_ep_set_placement(ep, later, len(later), DEFAULT))
+            count = ffi.new("size_t *")
+            ids = lib.xccl_ep_local_experts(ep, count)
+            local = [ids[i] for i in range(count[0])]
+            call = at(batch.x), len(batch.x), at(batch.topk_idx), lib.XCCL_INT64, as_type("float", weights)
+            d = made("xccl_result", lib.xccl_ep_dispatch, ep, *call, DEFAULT)
+            rows = rows_of(d)
+            told = truth.Rows(rows.x, None, rows.src_rank, rows.src_token, rows.weights, rows.index)
+            y = np.zeros_like(batch.x)
+            must(lib.xccl_ep_combine(ep, lib.xccl_result_x(d), d, NULL, DEFAULT, at(y)))
+            load = np.zeros(SHAPE.num_experts, np.int64)
+            must(lib.xccl_ep_expert_load(ep, 1, as_type("int64_t", load)))
+            lib.xccl_result_destroy(d)
+            found.append((local, told, y, load))
+        with pytest.raises(CError, match="expected one for each of the 9 slots"):
+            must(lib.xccl_ep_set_placement(ep, later, 8, DEFAULT))
+        lib.xccl_ep_destroy(ep)
+    return found
+
+
+def test_placements_shared_experts_and_load(either_provider):
+    batches = [batch_of(rank, 4) for rank in range(3)]
+    wider = dataclasses.replace(SHAPE, topk=SHAPE.topk + 1)
+    for rank, rounds in enumerate(either_provider.run(place_freely, 3, joins=False)):
+        for (local, rows, y, load), placement in zip(rounds, (PLACEMENT, LATER), strict=True):
+            expected = truth.dispatched(rank, batches, SHAPE, placement, [6])
+            mine = truth.with_shared(batches[rank], [6])
+            assert local == placement[rank]
+            for field in ("x", "src_rank", "src_token", "weights"):
+                assert getattr(rows, field).tobytes() == getattr(expected, field).tobytes(), field
+            assert y.tobytes() == truth.combined(mine, wider).tobytes()
+            assert load.tolist() == np.bincount(mine.topk_idx.ravel() + 1, minlength=8)[1:].tolist()
+
+
+def test_a_placement_that_lacks_something_is_refused():
+    held, counts = ffi.new("int32_t[]", list(range(7))), ffi.new("int32_t[]", [7])
+    for name, fields in {
+        "slot_counts": {"placement": held},
+        "placement": {"slot_counts": counts},
+        "shared_experts": {"shared_count": 1},
+        "shared_count": {"shared_count": -1},
+    }.items():
+        load = config("xccl_plan_load", rank_count=1)
+        with pytest.raises(CError, match=f"config->{name}") as caught:
+            must(lib.xccl_plan_create(ep_config(**fields), load, ffi.new("xccl_plan **")))
+        assert caught.value.status == "XCCL_INVALID_ARGUMENT"

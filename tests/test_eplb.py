@@ -253,6 +253,7 @@ WRONG = {
     "load that is no number": (lambda: eplb.rebalance([1, np.nan], [2]), "not finite"),
     "words": (lambda: eplb.rebalance(["many", "few"], [2]), "load"),
     "too many dimensions": (lambda: eplb.rebalance([[[1]]], [2]), r"shape \(1, 1, 1\)"),
+    "an expert that there is not": (lambda: eplb.rank_loads([1, 1], [[0, 1], [2]]), "rank 1 has expert 2"),
     "an expert that is nowhere": (lambda: eplb.rank_loads([1, 1], [[0]]), "expert 1 is on no rank"),
     "GPUs that do not divide": (
         lambda: eplb.rebalance_experts([[1, 1]], 3, 1, 1, 2),

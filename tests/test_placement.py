@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import hypothesis
@@ -104,10 +105,12 @@ def placed_rounds(draw):
     slots[-1] += max(0, shape.num_experts - sum(slots))
     placements = []
     for _ in range(draw(st.integers(1, 3))):
-        more = draw(st.lists(st.integers(EMPTY, shape.num_experts - 1), min_size=sum(slots), max_size=sum(slots)))
+        more = draw(
+            st.lists(st.integers(EMPTY, shape.num_experts - 1), min_size=sum(slots), max_size=sum(slots))
+        )
         held = draw(st.permutations([*range(shape.num_experts), *more[shape.num_experts :]]))
         cuts = np.cumsum([0, *slots])
-        placements.append([held[a:b] for a, b in zip(cuts, cuts[1:], strict=False)])
+        placements.append([held[a:b] for a, b in itertools.pairwise(cuts)])
     rounds = [random_batches(draw(st.integers(0, 2**32)), shape, size) for _ in placements]
     return size, shape, placements, rounds, shared
 
@@ -154,7 +157,7 @@ def test_no_placement_changes_a_bit_of_the_sums(ranks, dtype):
 
 
 def combine_late(comm):
-    """Results of one placement, combined under the next; their routing refused, but for a placement that is the same."""
+    """Results of one placement, combined under the next; their routing refused, unless nothing has changed."""
     batch = random_batch(np.random.default_rng(comm.rank), SMALL, 4)
     with xccl.ExpertParallel(comm, *shape_arguments(SMALL), placement=REPLICATED) as ep:
         d = ep.dispatch(batch.x, batch.topk_idx, batch.topk_weights)
@@ -324,10 +327,14 @@ def test_wrong_placements_are_refused_before_anything_is_sent(either_provider):
 def test_a_plan_counts_the_rows_of_a_placement():
     shape = {"num_experts": 5, "hidden": 64, "max_tokens": 30, "topk": 2}
     rows = [
-        xccl.ExpertParallel.plan(3, **shape, placement=REPLICATED, rank=rank).title.split(" and ")[1].split()[0]
+        xccl.ExpertParallel.plan(3, **shape, placement=REPLICATED, rank=rank)
+        .title.split(" and ")[1]
+        .split()[0]
         for rank in range(3)
     ]
     # Each expert gets 3 * 30 * 2 / 5 = 36: experts 0, 1, 4 with 3, 1, 2 replicas; 2, 0, 3; 0, 4.
     assert [int(count) for count in rows] == [12 + 36 + 18, 36 + 12 + 36, 12 + 18]
     shared = xccl.ExpertParallel.plan(3, **shape, placement=REPLICATED, rank=0, shared_experts=[0])
-    assert "98 rows received" in shared.title  # 90 / 3 of the shared one; 45 for each of four others: 45 + 45 / 2
+    assert (
+        "98 rows received" in shared.title
+    )  # 90 / 3 of the shared one; 45 for each of four others: 45 + 45 / 2

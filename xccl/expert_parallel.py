@@ -31,8 +31,8 @@ class ExpertParallel:
     makes the same sequence of dispatch and combine calls. One object serves any number of layers of the same shape.
 
     Results are bit for bit the same whatever the number of ranks, the placement, the arrival order and the instruction
-    set: in top-k order, acc = round32(w * row) for the first expert, then acc = round32(acc + round32(w * row)), without fused
-    multiply-add, and one rounding to nearest even to `dtype` at the end; NaN is canonical, denormals are kept.
+    set: in top-k order, acc = round32(w * row) for the first expert, then acc = round32(acc + round32(w * row)); no
+    fused multiply-add, and one rounding to nearest even to `dtype` at the end; NaN is canonical, denormals are kept.
 
     Args:
         comm: the communicator, which may be used for other things as well.
@@ -51,9 +51,9 @@ class ExpertParallel:
         placement: for each rank the experts in its slots, -1 for an empty one: any number of slots, the same expert in
             several. Those are replicas, which take turns: source rank r sends token t to replica (r + t) mod their
             number. The number of slots of a rank never changes; leave empty ones for replicas to come.
-        shared_experts: ids, among num_experts, of experts that get every token besides those in topk_idx, on the token's
-            own rank if they have a replica there. They come after the topk in sums, in this order. Their weight is 1,
-            unless weights have topk + len(shared_experts) columns.
+        shared_experts: ids, among num_experts, of experts that get every token besides those in topk_idx, on the
+            token's own rank if they have a replica there. They come after the topk in sums, in this order. Their weight
+            is 1, unless weights have topk + len(shared_experts) columns.
         timeout: of the making, in seconds; the communicator's if not given.
 
     Raises:
@@ -114,7 +114,7 @@ class ExpertParallel:
 
     @property
     def local_experts(self) -> list[int]:
-        """Global ids of the experts hosted here, in the order of `d.counts`: of this rank's slots, -1 for an empty one."""
+        """Global ids of the experts in this rank's slots, -1 for an empty one, in the order of `d.counts`."""
         return self._native.local_experts
 
     @property
@@ -244,7 +244,7 @@ class ExpertParallel:
     def _weights(self, name: str, weights: Any) -> np.ndarray[Any, Any]:
         """As the core takes them: shared experts have a column each, of ones if it is missing."""
         found = as_array(name, weights)
-        if not self.shared_experts or found.shape != (len(found), self.topk):
+        if not self.shared_experts or found.ndim != 2 or found.shape[1] != self.topk:
             return found
         return np.concatenate([found, np.ones((len(found), len(self.shared_experts)), np.float32)], 1)
 
@@ -481,13 +481,13 @@ def _expert_ids(topk_idx: Any) -> np.ndarray[Any, Any]:
     return ids
 
 
-def _experts(name: str, experts: Sequence[int]) -> list[int]:
+def _experts(name: str, experts: Any) -> list[int]:
     if isinstance(experts, (str, bytes)) or not hasattr(experts, "__iter__"):
         raise InvalidArgument(f"{name}={experts!r}: expected numbers of experts")
     return [whole(name, expert) for expert in experts]
 
 
-def _placement(placement: Sequence[Sequence[int]], ranks: int) -> list[list[int]]:
+def _placement(placement: Any, ranks: int) -> list[list[int]]:
     if isinstance(placement, (str, bytes)) or not hasattr(placement, "__iter__"):
         raise InvalidArgument(f"placement={placement!r}: expected for each rank the experts in its slots")
     slots = [_experts(f"placement of rank {rank}", row) for rank, row in enumerate(placement)]

@@ -16,8 +16,8 @@ PlanLoad load_of(const xccl_plan_load& load, const EpShape& shape, const Placeme
   if (load.tokens != -1) require_range("load->tokens", load.tokens, 0, shape.max_tokens);
   if (load.rows != -1) require_range("load->rows", load.rows, 0, INT32_MAX);
   const auto tokens = static_cast<uint64_t>(load.tokens == -1 ? shape.max_tokens : load.tokens);
-  const uint64_t rows = load.rows == -1 ? even_rows(shape, placement, load.rank, tokens)
-                                        : static_cast<uint64_t>(load.rows);
+  const uint64_t rows =
+      load.rows == -1 ? even_rows(shape, placement, load.rank, tokens) : static_cast<uint64_t>(load.rows);
   return {tokens, rows, load.in_place != 0};
 }
 

@@ -24,7 +24,8 @@ class DispatchCall {
     made_->maker = ep.serial_;
     made_->id = op.seq;
     made_->placement = ep.placements_;
-    route(topk, static_cast<int>(ep.shape_.topk), ep.shape_.shared_experts, ep.placement_, comm_.rank(), *made_);
+    route(topk, static_cast<int>(ep.shape_.topk), ep.shape_.shared_experts, ep.placement_, comm_.rank(),
+          *made_);
     routing_ = made_;
   }
 

@@ -39,7 +39,7 @@ struct EpShape {
   int64_t num_experts = 0, hidden = 0, max_tokens = 0, topk = 0;
   RowType dtype = RowType::float32;
   RowLayout layout = RowLayout::expert;
-  int64_t results = 2;  // results alive at once
+  int64_t results = 2;                  // results alive at once
   std::vector<int32_t> shared_experts;  // get every token, besides those that it names
 
   // Experts of a token, at the most.
@@ -57,12 +57,12 @@ inline void check(const EpShape& shape, int ranks) {
   require("hidden", shape.hidden, 1, 1 << 24);
   require("max_tokens", shape.max_tokens, 1, 1 << 24);
   require("topk", shape.topk, 1, 1024);
+  require("topk + shared experts", shape.slots(), 1, 1024);
   for (size_t i = 0; i < shape.shared_experts.size(); ++i) {
     require("shared_experts: expert", shape.shared_experts[i], 0, shape.num_experts - 1);
     if (std::count(shape.shared_experts.begin(), shape.shared_experts.end(), shape.shared_experts[i]) > 1)
       fail(Status::InvalidArgument, "shared_experts names expert ", shape.shared_experts[i], " twice");
   }
-  require("topk + shared experts", shape.slots(), 1, 1024);
   require("results", shape.results, 1, 1024);
   if (!is_row_type(shape.dtype))
     fail(Status::InvalidArgument, "dtype ", element_type_name(shape.dtype),
@@ -140,12 +140,12 @@ struct EpLayout {
 namespace ep_record {
 enum Kind : uint64_t { dispatch = 1, dispatch_again = 2, combine = 3, set_placement = 4 };
 enum Word : size_t {
-  kind,      // Kind
-  routing,   // dispatch: id of the routing in use; combine: number of the dispatch whose result it is; set_placement: digest
-  rows,      // dispatch: rows for the reader; combine: rows at `where`
-  tokens,    // dispatch: rows at `where`
-  where,     // offset of the rows to pull
-  list,      // dispatch: offset of the reader's route list; combine: of the reader's row bases
+  kind,     // Kind
+  routing,  // dispatch: id of the routing in use; combine: number of the dispatch whose result it is; set_placement: digest
+  rows,     // dispatch: rows for the reader; combine: rows at `where`
+  tokens,   // dispatch: rows at `where`
+  where,    // offset of the rows to pull
+  list,     // dispatch: offset of the reader's route list; combine: of the reader's row bases
   finished,  // the writer has pulled everything up to this call
 };
 }  // namespace ep_record

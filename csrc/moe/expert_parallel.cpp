@@ -39,13 +39,13 @@ ExpertParallel::ExpertParallel(std::shared_ptr<Communicator> comm, const EpShape
     : comm_(std::move(comm)),
       shape_(shape),
       placement_(std::move(placement)),
-      load_(static_cast<size_t>(shape.num_experts)),
+      load_(static_cast<size_t>(placement_.experts())),
       kernels_(select_kernels(comm_->world().config().kernels)),
       serial_(next_serial()) {
   check(shape_, comm_->size());
   if (placement_.ranks() != comm_->size() || placement_.experts() != shape_.num_experts)
-    fail(Status::InvalidArgument, "placement is for ", placement_.ranks(), " ranks and ", placement_.experts(),
-         " experts: expected ", comm_->size(), " and ", shape_.num_experts);
+    fail(Status::InvalidArgument, "placement is for ", placement_.ranks(), " ranks and ",
+         placement_.experts(), " experts: expected ", comm_->size(), " and ", shape_.num_experts);
   comm_->require_usable();
   memory_ = std::make_shared<EpMemory>(comm_->share_world(), shape_, placement_, comm_->rank());
   board_offset_ = comm_->world().allocate_lines(Board::bytes(comm_->size()));
@@ -95,15 +95,16 @@ void ExpertParallel::meet(double timeout) {
 }
 
 void ExpertParallel::require_agreement(const Card& mine, const std::vector<Card>& cards) const {
-  static constexpr std::pair<const char*, int64_t Card::*> fields[] = {{"num_experts", &Card::num_experts},
-                                                                       {"hidden", &Card::hidden},
-                                                                       {"max_tokens", &Card::max_tokens},
-                                                                       {"topk", &Card::topk},
-                                                                       {"dtype", &Card::dtype},
-                                                                       {"layout", &Card::layout},
-                                                                       {"results", &Card::results},
-                                                                       {"placement", &Card::placement},
-                                                                       {"shared_experts", &Card::shared_experts}};
+  static constexpr std::pair<const char*, int64_t Card::*> fields[] = {
+      {"num_experts", &Card::num_experts},
+      {"hidden", &Card::hidden},
+      {"max_tokens", &Card::max_tokens},
+      {"topk", &Card::topk},
+      {"dtype", &Card::dtype},
+      {"layout", &Card::layout},
+      {"results", &Card::results},
+      {"placement", &Card::placement},
+      {"shared_experts", &Card::shared_experts}};
   for (const auto& [name, field] : fields) {
     std::vector<int> differ;
     int64_t theirs = 0;
@@ -115,7 +116,7 @@ void ExpertParallel::require_agreement(const Card& mine, const std::vector<Card>
       return field == &Card::dtype    ? std::string(element_type_name(static_cast<RowType>(value)))
              : field == &Card::layout ? std::string(row_layout_name(static_cast<RowLayout>(value)))
              : field == &Card::placement || field == &Card::shared_experts ? named_by_digest(value)
-                                      : std::to_string(value);
+                                                                           : std::to_string(value);
     };
     throw Error(Status::Mismatch,
                 text("ExpertParallel: rank ", comm_->job_rank(comm_->rank()), " has ", name, "=",

@@ -17,7 +17,8 @@ uint64_t control_lines(int ranks, uint64_t annex_bytes) {
 uint64_t even_rows(const EpShape& shape, const Placement& placement, int rank, uint64_t tokens) {
   std::vector<bool> shared(static_cast<size_t>(shape.num_experts));
   for (const int32_t expert : shape.shared_experts) shared[static_cast<size_t>(expert)] = true;
-  const auto chosen = static_cast<double>(shape.num_experts) - static_cast<double>(shape.shared_experts.size());
+  const auto chosen =
+      static_cast<double>(shape.num_experts) - static_cast<double>(shape.shared_experts.size());
   const double all = static_cast<double>(placement.ranks()) * static_cast<double>(tokens);
   double rows = 0;
   for (int position = placement.first(rank); position < placement.first(rank + 1); ++position) {
@@ -58,7 +59,8 @@ std::vector<PlanLine> plan(const EpShape& shape, const Placement& placement, int
   const uint64_t route = slots * sizeof(RoutedRow);
   require_joinable(ranks, annex_bytes);
   return {
-      {"control segment: header, flags, records", pages(control_lines(ranks, annex_bytes)), control_segment_bytes, "fewer ranks"},
+      {"control segment: header, flags, records", pages(control_lines(ranks, annex_bytes)),
+       control_segment_bytes, "fewer ranks"},
       {"scratch of collectives, if they are small", scratch_small_bytes, scratch_bytes, ""},
       {"tokens to dispatch (input buffers or staging), 2 slots", turns * pages(token_rows),
        2 * turns * pages(layout.input[0].bytes), "max_tokens, hidden, dtype"},

@@ -13,8 +13,8 @@ namespace xccl {
 
 // As the caller gives it, row-major. -1: no expert in this slot.
 struct TopK {
-  const void* experts = nullptr;  // (tokens, topk) int32 or int64
-  bool wide = true;               // int64
+  const void* experts = nullptr;   // (tokens, topk) int32 or int64
+  bool wide = true;                // int64
   const float* weights = nullptr;  // (tokens, slots): shared experts follow after the topk
   int64_t tokens = 0;
 };
@@ -22,8 +22,8 @@ struct TopK {
 constexpr int32_t nowhere = -1;
 
 struct Routing {
-  uint64_t maker = 0;  // the ExpertParallel that made it (ExpertParallel::serial)
-  uint64_t id = 0;     // number of the dispatch that made it, there
+  uint64_t maker = 0;      // the ExpertParallel that made it (ExpertParallel::serial)
+  uint64_t id = 0;         // number of the dispatch that made it, there
   uint64_t placement = 0;  // how often the placement had changed when it was made
   int64_t tokens = 0;
 

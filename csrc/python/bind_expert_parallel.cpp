@@ -24,9 +24,10 @@ RowLayout row_layout(const std::string& name) {
 EpShape make_shape(int64_t num_experts, int64_t hidden, int64_t max_tokens, int64_t topk,
                    const std::string& dtype, const std::string& layout, int64_t results,
                    std::vector<int32_t> shared_experts) {
-  return EpShape{num_experts,       hidden,  max_tokens,
-                 topk,              row_type(dtype), row_layout(layout),
-                 results,           std::move(shared_experts)};
+  return EpShape{num_experts,     hidden,
+                 max_tokens,      topk,
+                 row_type(dtype), row_layout(layout),
+                 results,         std::move(shared_experts)};
 }
 
 // For each rank the expert in each of its slots, as Python has it.
@@ -109,7 +110,8 @@ class PyExpertParallel {
     require_array("rows", rows, dtype_, {static_cast<int64_t>(d.native->rows()), shape().hidden});
     require_array("out", out, dtype_, {d.native->routing->tokens, shape().hidden}, true);
     if (weights)
-      require_array("weights", *weights, py::dtype::of<float>(), {d.native->routing->tokens, shape().slots()});
+      require_array("weights", *weights, py::dtype::of<float>(),
+                    {d.native->routing->tokens, shape().slots()});
     const void* from = rows.data();
     const float* w = weights ? static_cast<const float*>(weights->data()) : nullptr;
     void* to = out.mutable_data();
@@ -247,8 +249,8 @@ void bind_expert_parallel(py::module_& m) {
         return py::make_tuple(rows, lines);
       },
       py::arg("num_experts"), py::arg("hidden"), py::arg("max_tokens"), py::arg("topk"), py::arg("dtype"),
-      py::arg("layout"), py::arg("results"), py::arg("placement"), py::arg("shared_experts"), py::arg("size"), py::arg("rank"), py::arg("tokens"),
-      py::arg("rows"), py::arg("in_place"));
+      py::arg("layout"), py::arg("results"), py::arg("placement"), py::arg("shared_experts"), py::arg("size"),
+      py::arg("rank"), py::arg("tokens"), py::arg("rows"), py::arg("in_place"));
 }
 
 }  // namespace xccl::python

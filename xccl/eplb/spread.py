@@ -157,9 +157,9 @@ def rank_loads(load: Any, placement: Placement) -> Floats:
     Raises InvalidArgument; also if an expert that has tokens is nowhere.
     """
     loads = loads_of(load)
+    hosts_of("placement", placement, loads.shape[1])  # checks
     count = np.zeros((loads.shape[1], len(placement)))
     for rank, slots in enumerate(placement):
-        hosts_of("placement", [slots], loads.shape[1])  # checks
         for expert in slots:
             if expert != EMPTY:
                 count[expert, rank] += 1
