@@ -447,8 +447,8 @@ xccl_status xccl_comm_reduce_scatter_v(xccl_comm* comm, const void* mine, const 
  *
  * The experts of one or more MoE layers, spread over the ranks of a communicator: an xccl_ep, which error texts call an
  * ExpertParallel, as in Python. Rank r hosts a contiguous
- * block of experts; where they do not divide, the first ranks host one more; or as `placement` says. Then every rank makes the same
- * sequence of dispatch and combine calls; one xccl_ep serves any number of layers of the same shape. Ranks
+ * block of experts; where they do not divide, the first ranks host one more; or as `placement` says. Then every rank
+ * makes the same sequence of dispatch and combine calls; one xccl_ep serves any number of layers of the same shape. Ranks
  * without experts, tokens without experts, ranks without tokens: all normal.
  *
  * Results are bit for bit the same whatever the number of ranks, the order of arrival and the instruction set:
@@ -508,16 +508,16 @@ xccl_status xccl_ep_create(xccl_comm* comm, const xccl_ep_config* config, double
  * xccl_ep. */
 const int* xccl_ep_local_experts(const xccl_ep* ep, size_t* count_out);
 
-/* From the next dispatch on, `placement` says which expert each slot holds, in the form of xccl_ep_config; the slots stay
- * as many as they are, and `count` is how many all ranks have. Collective, as a dispatch. It moves no weights. Results of
- * earlier dispatches can still be combined, with the same bits; their routings cannot be used for another dispatch.
- * Errors: XCCL_INVALID_ARGUMENT (nothing was sent); XCCL_MISMATCH: other ranks give another placement, or are in another
- * call; XCCL_TIMEOUT, XCCL_PEER_LOST, XCCL_PEER_FAILED, XCCL_CLOSED. */
+/* From the next dispatch on, `placement` says which expert each slot holds, in the form of xccl_ep_config; the slots
+ * stay as many as they are, and `count` is how many all ranks have. Collective, as a dispatch. It moves no weights.
+ * Results of earlier dispatches can still be combined, with the same bits; their routings cannot be used for another
+ * dispatch. Errors: XCCL_INVALID_ARGUMENT (nothing was sent); XCCL_MISMATCH: other ranks give another placement, or are
+ * in another call; XCCL_TIMEOUT, XCCL_PEER_LOST, XCCL_PEER_FAILED, XCCL_CLOSED. */
 xccl_status xccl_ep_set_placement(xccl_ep* ep, const int32_t* placement, size_t count, double timeout);
 
 /* How many tokens this rank has dispatched to each expert since the xccl_ep was made, or since the last call with
- * `reset` nonzero; xccl_ep_dispatch_again() does not count. load_out has room for num_experts numbers. Not collective: the
- * sum over ranks is one xccl_comm_all_reduce(). Errors: XCCL_INVALID_ARGUMENT. */
+ * `reset` nonzero; xccl_ep_dispatch_again() does not count. load_out has room for num_experts numbers. Not collective:
+ * the sum over ranks is one xccl_comm_all_reduce(). Errors: XCCL_INVALID_ARGUMENT. */
 xccl_status xccl_ep_expert_load(xccl_ep* ep, int reset, int64_t* load_out);
 
 /* Gives this rank's buffers back. Not collective; a second call does nothing. It waits, at most for the

@@ -5,8 +5,8 @@
 //   staging   2 slots of max_tokens rows      dispatch's copy of an x that lies in private memory
 //   route     2 slots, one route list per destination rank: a RoutedRow for each of its rows
 //   bases     2 slots of uint32 (ranks, expert slots here): first row of each source and expert, for combine
-//   results   per result: rows of x, then rows of out, each (ranks * max_tokens * topk) rows at the worst; in layout
-//             "token" x has (ranks * max_tokens)
+//   results   per result: rows of x, then rows of out, each (ranks * max_tokens * (topk + shared experts)) rows at the
+//             worst; in layout "token" x has (ranks * max_tokens)
 //
 // Everything is written by the owner and pulled by the others. Slots of 2 are used in turn (record_depth).
 #pragma once
@@ -140,12 +140,13 @@ struct EpLayout {
 namespace ep_record {
 enum Kind : uint64_t { dispatch = 1, dispatch_again = 2, combine = 3, set_placement = 4 };
 enum Word : size_t {
-  kind,     // Kind
-  routing,  // dispatch: id of the routing in use; combine: number of the dispatch whose result it is; set_placement: digest
-  rows,     // dispatch: rows for the reader; combine: rows at `where`
-  tokens,   // dispatch: rows at `where`
-  where,    // offset of the rows to pull
-  list,     // dispatch: offset of the reader's route list; combine: of the reader's row bases
+  kind,  // Kind
+  routing,  // dispatch: id of the routing in use; combine: number of the dispatch whose result it is; set_placement:
+            // digest of the placement
+  rows,      // dispatch: rows for the reader; combine: rows at `where`
+  tokens,    // dispatch: rows at `where`
+  where,     // offset of the rows to pull
+  list,      // dispatch: offset of the reader's route list; combine: of the reader's row bases
   finished,  // the writer has pulled everything up to this call
 };
 }  // namespace ep_record

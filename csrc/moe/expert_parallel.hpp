@@ -51,9 +51,9 @@ class ExpertParallel {
   int local_experts() const { return placement_.count(comm_->rank()); }
   // Tokens of this rank for each expert, in all dispatches but those with an earlier routing.
   std::vector<int64_t>& expert_load() { return load_; }
-  // Collective. held: the expert in each slot, by position. What was dispatched before can still be combined, since slots
-  // stay what they are; its routing cannot be used for another dispatch. InvalidArgument as of Placement: nothing was
-  // sent. Mismatch if ranks give different ones.
+  // Collective. held: the expert in each slot, by position. What was dispatched before can still be combined, since
+  // slots stay what they are; its routing cannot be used for another dispatch. InvalidArgument as of Placement:
+  // nothing was sent. Mismatch if ranks give different ones.
   void set_placement(std::vector<int32_t> held, double timeout);
 
   // Memory for `tokens` rows of the next dispatch, which then copies nothing first. Two are used in turn.

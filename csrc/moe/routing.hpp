@@ -40,8 +40,8 @@ struct Routing {
            position_start[static_cast<size_t>(placement.first(rank))];
   }
 
-  // --- Receiver's side. Rows are in the order (local expert, source rank, source token, slot). A local expert is a slot
-  // of this rank, in which nothing may lie. ---
+  // --- Receiver's side. Rows are in the order (local expert, source rank, source token, slot). A local expert is a
+  // slot of this rank, in which nothing may lie. ---
   std::vector<int64_t> counts;     // (local experts)
   std::vector<uint32_t> row_base;  // (ranks, local experts): first row from that source for that expert
   std::vector<int32_t> src_rank;   // per row
@@ -59,8 +59,8 @@ struct Routing {
   uint64_t rows() const { return src_rank.size(); }
 };
 
-// The source's side, on rank `source`. A token has `chosen` experts, then all the shared ones. Which replica of an expert
-// it goes to depends on (source, token) alone; a shared expert that is on the source goes nowhere else.
+// The source's side, on rank `source`. A token has `chosen` experts, then all the shared ones. Which replica of an
+// expert it goes to depends on (source, token) alone; if one of a shared expert is on the source, it is that one.
 // InvalidArgument naming the first expert out of range.
 void route(const TopK& topk, int chosen, const std::vector<int32_t>& shared, const Placement& placement,
            int source, Routing& routing);
