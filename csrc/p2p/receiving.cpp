@@ -227,8 +227,11 @@ void PointToPoint::deliver_prepared(Request& request, Message& message) {
   }
   const Place place = place_of(from, message);
   if (!place.region) return stream(from, request, message);
-  if (message.is_offer()) return pull(from, request, message, place);
-  from.read(*place.region, place.offset, request.data, message.bytes);
+  if (message.is_offer()) {
+    const bool shared = message.record[p2p_record::helps] && place.region->direct && from.can_stream();
+    return shared ? stream(from, request, message) : pull(from, request, message, place);
+  }
+  from.read(*place.region, place.offset, request.data, message.bytes, message.bytes);
   from.free_segment(*message.segment);
   from.count_matched();
   finish(request);
@@ -272,7 +275,7 @@ void PointToPoint::stream(Channel& from, Request& request, Message& message) {
 }
 
 void PointToPoint::pull(Channel& from, Request& request, Message& message, const Place& place) {
-  from.read(*place.region, place.offset, request.data, message.bytes);
+  from.read(*place.region, place.offset, request.data, message.bytes, message.bytes);
   XCCL_TEST_POINT("p2p.pulled");
   // Who failed may have freed its array while this rank was reading: it raised the alarm before.
   comm_->require_trust();
