@@ -19,7 +19,7 @@ namespace xccl {
 
 constexpr uint64_t cache_line = 64;
 constexpr uint64_t control_magic = 0x4c4f52544e4f4358;  // "XCONTROL"
-constexpr uint32_t layout_version = 3;                  // raised with every change of any *_layout.hpp
+constexpr uint32_t layout_version = 4;                  // raised with every change of any *_layout.hpp
 constexpr uint64_t control_segment_bytes = uint64_t{64} << 20;  // address space; memory is taken line by line
 
 // Written by the owner before it sends the parcel that lets peers attach (group/bootstrap.hpp). A reader fetches
@@ -43,8 +43,9 @@ struct alignas(cache_line) Bell {
   alignas(cache_line) std::atomic<uint64_t> alarm;  // byte 64
 };
 
-// Of a rank, or of a member of a communicator (group/communicator_layout.hpp): only there `failed`, which is final.
-enum class RankState : uint64_t { running = 1, closed = 2, failed = 3 };
+// Of a rank: running, then closed. Of a member of a communicator (group/communicator_layout.hpp): running, then closed;
+// or failed in a call, in which case it may still take part in shrink; or failed and left for good, by abort or close.
+enum class RankState : uint64_t { running = 1, closed = 2, failed = 3, left = 4 };
 
 // Relaxed stores by the owner; readers want a hint for a message, except `state`, which is stored with release.
 struct alignas(cache_line) StatusLine {
