@@ -44,7 +44,10 @@ WORDS = ffi.new("uint64_t[8]", [1] * 8)
 INVALID = {
     "a NULL communicator": (lambda c: lib.xccl_comm_barrier(NULL, DEFAULT), "comm is NULL"),
     "a NULL output": (lambda c: lib.xccl_comm_create(NULL, NULL), "comm_out is NULL"),
-    "nowhere to put the survivors": (lambda c: lib.xccl_comm_shrink(c, DEFAULT, NULL), "survivors_out is NULL"),
+    "nowhere to put the survivors": (
+        lambda c: lib.xccl_comm_shrink(c, DEFAULT, NULL),
+        "survivors_out is NULL",
+    ),
     "shrink without end": (lambda c: lib.xccl_comm_shrink(c, 0, ffi.new("xccl_comm **")), "timeout=0"),
     "no request to cancel": (lambda c: lib.xccl_request_cancel(NULL, NULL), "request is NULL"),
     "NULL data": (lambda c: lib.xccl_comm_send(c, NULL, 8, 0, 0, DEFAULT), "data is NULL"),

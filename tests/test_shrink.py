@@ -57,7 +57,9 @@ def killer(folder, size, victims):
         for number, victim in enumerate(victims):
             left = [rank for rank in range(size) if rank not in victims[:number]]
             names = [f"ready-{number}-{rank}" for rank in left]
-            wait_until(lambda n=names: all(marked(folder, one) for one in n) or not running.still_going(), "ready")
+            wait_until(
+                lambda n=names: all(marked(folder, one) for one in n) or not running.still_going(), "ready"
+            )
             os.kill(running.pids[victim], signal.SIGKILL)
             mark(folder, f"killed-{number}")
 
@@ -84,7 +86,11 @@ def go_on_after_deaths(comm, folder, victims):
         assert cause.ranks == [victims[number]]
         following = current.shrink()
         # The old one still refuses, with the first cause.
-        for call in (current.barrier, lambda old=current: old.isend(contents, 0), lambda old=current: old.split(0)):
+        for call in (
+            current.barrier,
+            lambda old=current: old.isend(contents, 0),
+            lambda old=current: old.split(0),
+        ):
             again = error_of(call)
             assert type(again) is xccl.PeerLost
             assert (again.ranks, again.op, again.seq, again.phase) == (

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 #include <numeric>
+#include <utility>
 
 #include "base/machine.hpp"
 #include "group/shrink.hpp"
@@ -49,10 +50,10 @@ Communicator::~Communicator() {
   // A communicator that Python forgot ends like a closed one, without waiting. A rank that is gone in the middle of a
   // call is known by its process.
   if (closed_ || world_->forked()) return;
-  if (board_)
-    leave_world(false);
-  else
-    world_->close_one();  // it never was one: perhaps there was no room for its lines
+  if (board_) return leave_world(false);
+  // It never was one here: perhaps there was no room for its lines. But others may have its card, and wait for it.
+  if (block_) leave_seat();
+  world_->close_one();
 }
 
 void Communicator::prepare(const std::vector<int>& members) {
@@ -68,7 +69,7 @@ void Communicator::prepare(const std::vector<int>& members) {
   try {
     scratch_ = Scratch(world_->provider(), count);
   } catch (...) {
-    world_->free_lines(block_, layout_->bytes);
+    unmake_lines();
     throw;
   }
 }
@@ -275,8 +276,7 @@ void Communicator::raise_if_member_down() {
   for (int member = 0; member < size(); ++member) {
     const int rank = job_rank(member);
     if (member == this->rank() || world_->flag(rank) == PeerFlag::fine) continue;
-    if (const RankState state = this->state(member);
-        state == RankState::failed || state == RankState::left) {
+    if (const RankState state = this->state(member); state == RankState::failed || state == RankState::left) {
       if (failed.empty()) why = failure_text(member);
       failed.push_back(rank);
     } else if (world_->flag(rank) == PeerFlag::dead) {
@@ -312,7 +312,8 @@ void Communicator::keep(int for_rank, bool (*ready)(void*), void* context) {
               missing);
 }
 
-bool Communicator::poll(Operation& op, const std::function<bool()>& ready, const std::function<void()>& look) {
+bool Communicator::poll(Operation& op, const std::function<bool()>& ready,
+                        const std::function<void()>& look) {
   uint64_t last_vigil = now_ns();
   for (long pause_ns = 0;; pause_ns = std::min(pause_ns * 2 + 1'000, 1'000'000L)) {
     if (ready()) return true;
@@ -423,8 +424,10 @@ void Communicator::close(const Hold&) {
   at_last.all_passed = passed;
 }
 
+void Communicator::unmake_lines() { world_->free_lines(std::exchange(block_, 0), layout_->bytes); }
+
 void Communicator::unmake() {
-  world_->free_lines(block_, layout_->bytes);
+  unmake_lines();
   world_->provider().free(scratch_.region());
 }
 

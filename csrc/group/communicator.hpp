@@ -278,7 +278,9 @@ class Communicator : public Vigil {
     publish();
   }
   void require_not_left() const;
-  uint64_t survivor_word(int member, uint64_t offset) { return seat_word(member, layout_->survivors + offset); }
+  uint64_t survivor_word(int member, uint64_t offset) {
+    return seat_word(member, layout_->survivors + offset);
+  }
   SurvivorWords& survivor_words() {
     return *reinterpret_cast<SurvivorWords*>(world_->own_control() + block_ + layout_->survivors);
   }
@@ -308,6 +310,7 @@ class Communicator : public Vigil {
   void leave_seat();
   std::string failure_text(int member);
   void prepare(const std::vector<int>& members);
+  void unmake_lines();
   template <class Body>
   void run(const char* name, uint64_t& counter, double timeout, Body& body,
            void (Communicator::*begin)(const Operation&)) {
@@ -365,7 +368,7 @@ class Communicator : public Vigil {
   std::vector<int> members_;              // rank in the job of each member
   Neighbourhood group_;
   std::optional<CommunicatorLayout> layout_;
-  uint64_t block_ = 0;  // where its lines begin in the own control segment
+  uint64_t block_ = 0;  // where its lines begin in the own control segment; 0: it has none
   std::vector<uint64_t> blocks_;
   std::optional<Waiter> waiter_;
   Engine* engine_ = nullptr;
@@ -385,7 +388,7 @@ class Communicator : public Vigil {
   std::atomic<Use> use_{Use::none};  // by whichever thread
   static constexpr uint64_t look_interval_ns = 10'000'000;
   uint64_t last_look_ns_ = 0;
-  uint64_t seen_news_ = 0;  // of the world, until when all members were fine
+  uint64_t seen_news_ = 0;         // of the world, until when all members were fine
   std::function<bool(int)> done_;  // during a wait: which members have done their part
   std::mutex end_mutex_;
   std::optional<Error> broken_;  // the first cause; written once, before is_broken_

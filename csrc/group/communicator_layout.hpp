@@ -40,9 +40,11 @@ struct alignas(cache_line) FailureText {
 // may still be reading what the others write for their next attempt.
 struct alignas(cache_line) SurvivorWords {
   std::atomic<uint64_t> arrived;  // the attempt that the member has come to
-  std::atomic<uint64_t> decided;  // the latest attempt for which it has decided who survives: `survivors`, below
-  std::atomic<uint64_t> joined;   // the latest attempt for which the card is here
-  std::atomic<uint64_t> card[5];  // its block and scratch in the new communicator, the next object, the oldest open
+  std::atomic<uint64_t>
+      decided;  // the latest attempt for which it has decided who survives: `survivors`, below
+  std::atomic<uint64_t> joined;  // the latest attempt for which the card is here
+  std::atomic<uint64_t>
+      card[5];  // its block and scratch in the new communicator, the next object, the oldest open
 };
 static_assert(sizeof(SurvivorWords) == cache_line);
 namespace survivor_card {

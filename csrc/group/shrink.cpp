@@ -9,6 +9,7 @@
 #include "group/shrink.hpp"
 
 #include <algorithm>
+#include <utility>
 
 #include "base/test_point.hpp"
 
@@ -193,8 +194,8 @@ std::shared_ptr<Communicator> Shrinking::connect(const std::shared_ptr<Communica
     const auto word = [&](survivor_card::Word which) {
       return comm_.survivor_word(member, card_word(which));
     };
-    cards.push_back({word(survivor_card::block),
-                     {{word(survivor_card::scratch0), word(survivor_card::scratch1)}}});
+    cards.push_back(
+        {word(survivor_card::block), {{word(survivor_card::scratch0), word(survivor_card::scratch1)}}});
     id = std::max(id, word(survivor_card::next_object));
     oldest_open = std::min(oldest_open, word(survivor_card::oldest_open));
   }

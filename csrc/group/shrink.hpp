@@ -48,8 +48,8 @@ class Shrinking {
   void await(Operation& op, Ready ready, Late late);
 
   Communicator& comm_;
-  uint64_t attempt_ = 1;             // the one under way, or to come next
-  std::vector<int> survivors_;       // members of comm_, in this attempt
+  uint64_t attempt_ = 1;                // the one under way, or to come next
+  std::vector<int> survivors_;          // members of comm_, in this attempt
   std::shared_ptr<Communicator> made_;  // this rank's part of the new communicator, in this attempt
 };
 

@@ -90,8 +90,10 @@ PyMethodDef request_methods[] = {
      "error."},
     {"cancel", request_cancel, METH_NOARGS,
      "cancel($self)\n--\n\n"
-     "Takes the request back while nothing has matched it. True: nothing was sent or received, nor ever will be,\n"
-     "the array is free, and wait() raises Closed. False: it is too late, for the message has been matched, or\n"
+     "Takes the request back while nothing has matched it. True: nothing was sent or received, nor ever will "
+     "be,\n"
+     "the array is free, and wait() raises Closed. False: it is too late, for the message has been matched, "
+     "or\n"
      "buffered, as small sends are at once; wait for it. Never waits."},
     {nullptr, nullptr, 0, nullptr},
 };
@@ -103,7 +105,8 @@ PyType_Slot request_slots[] = {
     {Py_tp_methods, request_methods},
     {Py_tp_getset, request_properties},
     {Py_tp_dealloc, reinterpret_cast<void*>(request_deallocate)},
-    {Py_tp_doc, const_cast<char*>("A send or receive under way. Dropping it does not cancel it; cancel() does.")},
+    {Py_tp_doc,
+     const_cast<char*>("A send or receive under way. Dropping it does not cancel it; cancel() does.")},
     {0, nullptr},
 };
 PyType_Spec request_spec = {"xccl.Request", sizeof(RequestObject), 0,

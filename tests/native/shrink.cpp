@@ -172,8 +172,7 @@ TEST("a rank that gives up waiting in the middle may come back, or leave: the ot
             survivors = shrink(survivors, 30);
           }
         }
-        CHECK(members_of(*survivors) ==
-              (comes_back ? std::vector<int>{0, 1, 2} : std::vector<int>{0, 2}));
+        CHECK(members_of(*survivors) == (comes_back ? std::vector<int>{0, 1, 2} : std::vector<int>{0, 2}));
         survivors->close();
       });
       test_point_hook = nullptr;
