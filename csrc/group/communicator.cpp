@@ -50,7 +50,10 @@ Communicator::~Communicator() {
   // A communicator that Python forgot ends like a closed one, without waiting. A rank that is gone in the middle of a
   // call is known by its process.
   if (closed_ || world_->forked()) return;
-  if (board_) return leave_world(false);
+  if (board_) {
+    leave_world(false);
+    return;
+  }
   // It never was one here: perhaps there was no room for its lines. But others may have its card, and wait for it.
   if (block_) leave_seat();
   world_->close_one();
