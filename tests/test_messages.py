@@ -378,16 +378,19 @@ def test_a_cancelled_request_lets_go_of_its_array(ranks):
     assert ranks.run(let_go_of_a_cancelled_array, 1) == [True]
 
 
-def cancel_after_the_end(comm):
+def cancel_after_the_end(comm, folder):
     request = comm.irecv(np.empty(8, np.uint8), 1 - comm.rank)
+    mark(folder, f"{comm.rank}")
     if comm.rank == 0:
+        wait_until(lambda: marked(folder, "1"), "rank 1 has its request")
         comm.abort("enough")
     error = error_of(comm.barrier)
     return type(error), type(error_of(request.cancel))
 
 
-def test_after_a_failure_cancel_tells_the_first_cause(either_provider):
-    assert either_provider.run(cancel_after_the_end, 2) == [(xccl.Error,) * 2, (xccl.PeerFailed,) * 2]
+def test_after_a_failure_cancel_tells_the_first_cause(either_provider, tmp_path):
+    found = either_provider.run(cancel_after_the_end, 2, tmp_path)
+    assert found == [(xccl.Error,) * 2, (xccl.PeerFailed,) * 2]
 
 
 def views(comm):

@@ -257,6 +257,16 @@ void Communicator::end(const Error& cause) {
 
 void Communicator::abort(const std::string& reason) {
   if (closed_ || world_->forked()) return;
+  if (!broken()) {
+    // Often what makes this rank give up is another's failure, learnt of elsewhere: then that is the cause here, too.
+    try {
+      world_->hear();
+      world_->look();
+      raise_if_member_down();
+    } catch (Error& error) {
+      end(error.during("abort", 0, ""));
+    }
+  }
   const std::lock_guard lock(end_mutex_);
   if (left_.exchange(true)) return;
   // The others know a cause already, or will: this rank only leaves, and is no cause of anything.
