@@ -2,6 +2,7 @@
 #include "capi/config.hpp"
 #include "capi/handles.hpp"
 #include "collective/split.hpp"
+#include "group/shrink.hpp"
 
 namespace xccl::capi {
 namespace {
@@ -68,6 +69,15 @@ xccl_status xccl_comm_split(xccl_comm* comm, int color, int key, double timeout,
     require(sub_out, "sub_out");
     auto sub = split(state.communicator, color, key, seconds(timeout));
     *sub_out = sub ? new xccl_comm{std::make_shared<Comm>(std::move(sub))} : nullptr;
+  });
+}
+
+xccl_status xccl_comm_shrink(xccl_comm* comm, double timeout, xccl_comm** survivors_out) {
+  return guarded(__func__, [&] {
+    Comm& state = in(comm);
+    require(survivors_out, "survivors_out");
+    auto survivors = shrink(state.communicator, seconds(timeout));
+    *survivors_out = new xccl_comm{std::make_shared<Comm>(std::move(survivors))};
   });
 }
 

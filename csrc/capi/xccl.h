@@ -67,7 +67,7 @@
  *             something else is XCCL_MISMATCH or XCCL_TIMEOUT, on all of them.
  * Ended.      After an error that others could see (a timed-out collective, a death, a mismatch, no memory for the
  *             rows that a dispatch receives) the communicator is ended: every later call returns the first cause
- *             again. Close it. XCCL_INVALID_ARGUMENT, and XCCL_TIMEOUT of a message, end nothing: correct the
+ *             again, but xccl_comm_shrink(), by which the ranks that are left go on. Close it. XCCL_INVALID_ARGUMENT, and XCCL_TIMEOUT of a message, end nothing: correct the
  *             argument, or call again; after xccl_comm_sendrecv() see there what is left to do.
  * Signals.    The library installs no handler and blocks no signal: the program keeps its own. A handler that
  *             returns does not end a wait; the wait goes on to its deadline. To stop on Ctrl-C, leave SIGINT as
@@ -139,11 +139,11 @@ typedef enum xccl_status {
    * xccl_comm_sendrecv() says; a collective has ended the communicator. */
   XCCL_TIMEOUT = 4,
 
-  /* xccl_error_ranks() died. Close the communicator; start the job again. */
+  /* xccl_error_ranks() died. Go on without them, xccl_comm_shrink(), or close the communicator. */
   XCCL_PEER_LOST = 5,
 
   /* xccl_error_ranks() failed and said so: xccl_comm_abort(), a Python exception, an error in a call that
-   * others were part of. The message holds its text. Close the communicator. */
+   * others were part of. The message holds its text. Shrink the communicator, or close it. */
   XCCL_PEER_FAILED = 6,
 
   /* What should be received is larger than the memory for it; the error text names both sizes. A message is
@@ -259,6 +259,18 @@ xccl_status xccl_comm_create(const xccl_comm_config* config, xccl_comm** comm_ou
  * XCCL_INVALID_ARGUMENT, XCCL_OUT_OF_MEMORY. */
 xccl_status xccl_comm_split(xccl_comm* comm, int color, int key, double timeout, xccl_comm** sub_out);
 
+/* Makes a communicator of the ranks that are left, after some have died or failed, as MPI's fault-tolerance proposal
+ * (ULFM) does. Collective over those that take part in `comm`: all but the ranks that have died, have closed it, or have
+ * aborted it. A rank in which a call has failed, by XCCL_TIMEOUT say, still takes part. They keep their order. All get
+ * the same ranks, whenever each has learnt of a death, and if others die meanwhile; one that dies late in this call may
+ * be in the new communicator, whose next call then returns XCCL_PEER_LOST: shrink that one, or `comm` again. Memory that
+ * was allocated with `comm` is used in the new one like its own; let go of it, and of `comm`, when you like. `comm`
+ * stays ended; if it was not, it stays usable and the new one is a duplicate. Give it back like any other.
+ *
+ * Errors: XCCL_TIMEOUT, naming the ranks that have not come: nothing has changed, call again, and the others may too.
+ * XCCL_OUT_OF_MEMORY, likewise. XCCL_CLOSED: this rank has closed or aborted `comm`. XCCL_INVALID_ARGUMENT. */
+xccl_status xccl_comm_shrink(xccl_comm* comm, double timeout, xccl_comm** survivors_out);
+
 /* This rank; how many there are; the name of the memory in use, such as "posix_shm"; the name of the job; the
  * default deadline of calls, in seconds; the shared memory that this rank takes now, in bytes; nonzero once it
  * is closed. Texts are valid as long as the communicator. For NULL: -1, NULL or 0. */
@@ -270,10 +282,11 @@ double xccl_comm_timeout(const xccl_comm* comm);
 uint64_t xccl_comm_committed_bytes(const xccl_comm* comm);
 int xccl_comm_is_closed(const xccl_comm* comm);
 
-/* Gives up: calls of the other ranks return XCCL_PEER_FAILED with this text (its first 500 bytes or so), and
- * every further call here fails. Use it when this rank meets an error that the others should not have to wait
- * for, in any thread: a call that another one is inside fails, too. Then destroy the communicator.
- * Errors: XCCL_INVALID_ARGUMENT. */
+/* Gives up: the other ranks' calls on `comm`, those under way and the next, return XCCL_PEER_FAILED with this text
+ * (its first 504 bytes), and every further call here fails; xccl_comm_shrink() leaves this rank out. Use it when
+ * this rank meets an error that the others should not have to wait for, in any thread: a call that another one is
+ * inside fails, too. Sub-groups are communicators of their own: abort those, too. Where `comm` has ended before, the
+ * others know that cause, and this rank only leaves. Then destroy the communicator. Errors: XCCL_INVALID_ARGUMENT. */
 xccl_status xccl_comm_abort(xccl_comm* comm, const char* reason);
 
 /* Ends this rank's part in an orderly way, and first that of every xccl_ep made on it. Not collective; a second
@@ -359,8 +372,14 @@ xccl_status xccl_request_wait(xccl_request* request, double timeout, xccl_messag
 /* The same without waiting: XCCL_PENDING if it has not finished. The errors of deaths and closes come from here, too. */
 xccl_status xccl_request_test(xccl_request* request, xccl_message* message_out);
 
-/* Frees the handle, also of a request that has not finished: that one goes on, since messages cannot be
- * cancelled, and its memory must stay until the communicator is closed. */
+/* Takes the request back while nothing has matched it. Nonzero in *cancelled_out: nothing was sent or received, nor ever
+ * will be; the memory is free, and waiting for the request returns XCCL_CLOSED. 0: it is too late, for the message has
+ * been matched, or buffered, as small sends are at once; wait for it. Never waits. Errors: those of a death or a failure
+ * that it learns of, XCCL_INVALID_ARGUMENT. */
+xccl_status xccl_request_cancel(xccl_request* request, int* cancelled_out);
+
+/* Frees the handle, also of a request that has not finished: that one goes on unless it is cancelled before, and its
+ * memory must stay until the communicator is closed. */
 void xccl_request_destroy(xccl_request* request);
 
 /* Waits for a message that such a receive would get, and tells about it without taking it. Errors: the usual. */

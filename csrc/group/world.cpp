@@ -176,27 +176,23 @@ void World::free_lines(uint64_t offset, uint64_t bytes) {
 void World::hear() {
   const std::lock_guard lock(news_mutex_);
   // Lowered before the flags are read: one set later raises it again. seq_cst: the read of the flags stays behind.
-  fixed().bell.alarm.exchange(0, std::memory_order_seq_cst);
+  const bool alarmed = fixed().bell.alarm.exchange(0, std::memory_order_seq_cst) != 0;
   for (int rank = 0; rank < spec_.size; ++rank) {
     const auto* flag = reinterpret_cast<std::atomic<uint64_t>*>(control_.base + peer_flag_offset(rank));
     const uint64_t value = flag->load(std::memory_order_acquire);
     if (value > static_cast<uint64_t>(this->flag(rank)))
       know(rank, value == static_cast<uint64_t>(PeerFlag::failed) ? PeerFlag::failed : PeerFlag::dead);
   }
+  // Also where no flag is new: who has failed in one communicator may now have failed in another.
+  if (alarmed) count_news();
 }
 
-bool World::all_fine() {
+bool World::no_news_since(uint64_t news) {
   const std::lock_guard lock(
-      news_mutex_);  // another thread may have lowered the alarm and not yet read the flags
+      news_mutex_);  // another thread may have lowered the alarm and not yet counted that
   // acq_rel on a read-modify-write: the caller's reads stay before it. (A fence would do; ThreadSanitizer does not see
   // those.)
-  return fixed().bell.alarm.fetch_add(0, std::memory_order_acq_rel) == 0 && !anybody_down();
-}
-
-bool World::anybody_down() const {
-  for (int rank = 0; rank < spec_.size; ++rank)
-    if (rank != spec_.rank && flag(rank) != PeerFlag::fine) return true;
-  return false;
+  return fixed().bell.alarm.fetch_add(0, std::memory_order_acq_rel) == 0 && this->news() == news;
 }
 
 void World::look() {
@@ -220,6 +216,7 @@ void World::announce(int about, PeerFlag flag) {
 
 void World::announce_death(int rank) {
   know(rank, PeerFlag::dead);
+  count_news();
   announce(rank, PeerFlag::dead);
 }
 

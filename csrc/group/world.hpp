@@ -47,14 +47,14 @@ class World {
   void free_lines(uint64_t offset, uint64_t bytes);
 
   // --- Deaths and failures ---
-  // Any rank but this one that is known to have died, or to have failed in any communicator.
-  bool anybody_down() const;
   PeerFlag flag(int rank) const { return known_[static_cast<size_t>(rank)].load(std::memory_order_relaxed); }
   // Takes in what others have announced since the last look.
   void hear();
-  // Whether nobody has announced a death, or a failure in any communicator, until now. What the caller has read before
-  // stays before.
-  bool all_fine();
+  // How often there has been news: a death, or a failure in any communicator. Who asks before it looks at the others
+  // misses none: what it did not see yet is news afterwards.
+  uint64_t news() const { return news_.load(std::memory_order_acquire); }
+  // Whether there has been none since then, until now. What the caller has read before stays before.
+  bool no_news_since(uint64_t news);
   // Looks at the processes themselves, and announces the dead.
   void look();
   RankState state(int rank);
@@ -102,6 +102,8 @@ class World {
   void know(int rank, PeerFlag flag) {
     known_[static_cast<size_t>(rank)].store(flag, std::memory_order_relaxed);
   }
+  // release: who sees the count sees the flags.
+  void count_news() { news_.fetch_add(1, std::memory_order_release); }
   void announce(int rank, PeerFlag flag);
 
   JobSpec spec_;
@@ -117,7 +119,8 @@ class World {
   // Atomic: an object that is collected in another thread asks too. Relaxed: nothing else is read because of it.
   std::vector<std::atomic<PeerFlag>> known_;
   Liveness liveness_;
-  std::mutex news_mutex_;  // of the alarm, between lowering it and having read the flags
+  std::mutex news_mutex_;  // of the alarm, between lowering it and having read the flags and counted that
+  std::atomic<uint64_t> news_{0};
   std::mutex engines_mutex_;
   std::vector<Engine*> engines_;
   std::atomic<int> open_communicators_{0};

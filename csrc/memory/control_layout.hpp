@@ -43,8 +43,9 @@ struct alignas(cache_line) Bell {
   alignas(cache_line) std::atomic<uint64_t> alarm;  // byte 64
 };
 
-// Of a rank, or of a member of a communicator (group/communicator_layout.hpp): only there `failed`, which is final.
-enum class RankState : uint64_t { running = 1, closed = 2, failed = 3 };
+// Of a rank: running, then closed. Of a member of a communicator (group/communicator_layout.hpp): running, then closed;
+// or failed in a call, in which case it may still take part in shrink; or failed and left for good, by abort or close.
+enum class RankState : uint64_t { running = 1, closed = 2, failed = 3, left = 4 };
 
 // Relaxed stores by the owner; readers want a hint for a message, except `state`, which is stored with release.
 struct alignas(cache_line) StatusLine {

@@ -118,7 +118,7 @@ void ExpertParallel::connect(const std::vector<Card>& cards) {
     peers_.push_back(comm_->world().provider().attach(comm_->job_rank(member), card.region));
   }
   comm_->free_retired(oldest_open);
-  id_ = comm_->collective_seq();  // of the exchange above: the same on all ranks
+  id_ = comm_->new_object();
   comm_->open(id_);
   board_.emplace(comm_->group(), std::move(offsets));
   heard_.resize(static_cast<size_t>(comm_->size()));

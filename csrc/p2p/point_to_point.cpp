@@ -198,6 +198,28 @@ bool PointToPoint::test(Request& request) {
   return true;
 }
 
+bool PointToPoint::cancel(Request& request) {
+  if (request.finished()) return request.cancelled;
+  const Frame frame(*this, "cancel");
+  advance();
+  raise_if_damaged();
+  if (request.finished()) return false;
+  try {
+    const bool posted = request.state == Request::State::posted;
+    if (posted) forget(request);
+    if (!posted && !withdraw_send(request)) return false;
+  } catch (...) {
+    // Half withdrawn, nobody could go on from there.
+    Error error = current_error();
+    comm_->end(error.during("cancel", calls_, "withdrawing"));
+    throw error;
+  }
+  request.cancelled = true;
+  request.error = Error(Status::Closed, "this request has been cancelled");
+  request.set_finished();
+  return true;
+}
+
 MessageInfo PointToPoint::sendrecv(const void* data, uint64_t bytes, int dst, int send_tag, void* into,
                                    uint64_t capacity, int src, int recv_tag, double timeout,
                                    const Keep& keep) {

@@ -56,6 +56,9 @@ class PointToPoint : public Engine, private RecordHandler {
   MessageInfo wait(Request& request, double timeout = -1);
   // Whether it has finished; raises its error.
   bool test(Request& request);
+  // Withdraws it. True: nothing was sent or taken, nor ever will be, and its array is free; waiting for it raises Closed.
+  // False: it has been matched, or buffered, or has failed; wait for it. Exact, as giving up is. Never waits.
+  bool cancel(Request& request);
   // The first message that such a receive would get, without taking it.
   MessageInfo probe(int src, int tag, double timeout = -1);
   std::optional<MessageInfo> iprobe(int src, int tag);
@@ -109,6 +112,7 @@ class PointToPoint : public Engine, private RecordHandler {
   bool start_buffered(Channel& channel, const void* data, uint64_t bytes, int tag);
   void offer(Channel& channel, Request& request);
   void start_waiting(Channel& channel);
+  bool withdraw_send(Request& request);
   GivenUp give_up_send(Request& request);
   GivenUp give_up_send(Request& request, const Keep& keep);
   void detach(Request& request);

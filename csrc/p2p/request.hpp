@@ -82,7 +82,8 @@ struct Request : Linked<Request> {
   std::shared_ptr<View> view;
   MessageInfo info;
   std::optional<Error> error;
-  Bytes rest;  // of a send that was not waited for any longer: what is still to be streamed
+  bool cancelled = false;  // withdrawn before it was matched; it has finished, with an error
+  Bytes rest;              // of a send that was not waited for any longer: what is still to be streamed
   std::shared_ptr<void> keepalive;  // of the array
   std::shared_ptr<Request> self;    // while a queue needs it, if nobody else may
 

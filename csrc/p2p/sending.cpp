@@ -146,25 +146,26 @@ void PointToPoint::answered(Channel& from, const Payload& record) {
 // The receiver may be answering at this very moment. Both sides first store, then look: this one its withdrawal and
 // then for answers, the other its answer and then for withdrawals. So either this rank sees the answer, and the message
 // stands, or the other sees the withdrawal, and waits for the verdict that follows.
-PointToPoint::GivenUp PointToPoint::give_up_send(Request& request) {
+bool PointToPoint::withdraw_send(Request& request) {
   Channel& to = channel(request.peer);
   if (request.state == Request::State::waiting) {
     forget(request);
-    return GivenUp::taken_back;
+    return true;
   }
-  if (request.state == Request::State::offered) {
-    to.announce_withdrawal();
-    XCCL_TEST_POINT("p2p.withdrawing");
-    to.drain(*this);
-    XCCL_TEST_POINT("p2p.verdict");
-    const bool stands = request.state != Request::State::offered;
-    to.post({p2p_record::make_head(stands ? p2p_record::stands : p2p_record::withdrawn, request.tag),
-             request.bytes, request.id});
-    if (!stands) {
-      forget(request);
-      return GivenUp::taken_back;
-    }
-  }
+  if (request.state != Request::State::offered) return false;
+  to.announce_withdrawal();
+  XCCL_TEST_POINT("p2p.withdrawing");
+  to.drain(*this);
+  XCCL_TEST_POINT("p2p.verdict");
+  const bool stands = request.state != Request::State::offered;
+  to.post({p2p_record::make_head(stands ? p2p_record::stands : p2p_record::withdrawn, request.tag),
+           request.bytes, request.id});
+  if (!stands) forget(request);
+  return !stands;
+}
+
+PointToPoint::GivenUp PointToPoint::give_up_send(Request& request) {
+  if (withdraw_send(request)) return GivenUp::taken_back;
   if (request.state == Request::State::claimed) return GivenUp::lent;
   if (request.state == Request::State::moving) detach(request);
   return GivenUp::done;
