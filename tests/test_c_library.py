@@ -6,6 +6,7 @@ Dispatch and combine are in test_c_moe.py, errors in test_c_errors.py, building 
 from __future__ import annotations
 
 import re
+import time
 from pathlib import Path
 
 import numpy as np
@@ -137,6 +138,34 @@ def test_split_groups_by_color_and_orders_by_key(either_provider):
     found = either_provider.run(split_apart, 5, joins=False)
     groups = {0: [4, 2, 0], 1: [3, 1]}
     assert found == [(True, groups[r % 2].index(r), groups[r % 2]) for r in range(5)]
+
+
+def wait_and_tell(part):
+    with joined(part) as comm:
+        waits = ffi.new("xccl_wait[]", part.size * part.size)
+        if part.rank == 1:
+            time.sleep(0.5)
+        for _ in range(2):
+            must(lib.xccl_comm_barrier(comm, DEFAULT))
+        must(lib.xccl_comm_wait_stats(comm, waits))
+        told = [(one.count, one.total, one.longest) for one in waits]
+        must(lib.xccl_comm_barrier(comm, DEFAULT))
+        must(lib.xccl_comm_reset_wait_stats(comm))
+        must(lib.xccl_comm_wait_stats(comm, waits))
+        assert sum(waits[part.rank * part.size + other].count for other in range(part.size)) == 0
+        must(lib.xccl_comm_barrier(comm, DEFAULT))
+        with pytest.raises(CError, match="waits is NULL"):
+            must(lib.xccl_comm_wait_stats(comm, NULL))
+        return told
+
+
+def test_wait_statistics_tell_who_was_late(either_provider):
+    for told in either_provider.run(wait_and_tell, 3, joins=False):
+        for waiter in (0, 2):
+            count, total, longest = told[waiter * 3 + 1]
+            assert count >= 1
+            assert total >= longest >= 0.3
+        assert told[1 * 3 + 0][1] < 0.3
 
 
 def outlive(part):

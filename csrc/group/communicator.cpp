@@ -59,13 +59,14 @@ void Communicator::prepare(const std::vector<int>& members) {
   block_ = world_->allocate_lines(layout_->bytes);
   // Nobody knows the place yet; the card that names it is what publishes this.
   seat().state.store(static_cast<uint64_t>(RankState::running), std::memory_order_relaxed);
-  waiter_.emplace(parent_ ? seat().doorbell : world_->bell().doorbell, world_->bell().alarm, world_->status(),
+  waiter_.emplace(parent_ ? seat().doorbell : world_->bell().doorbell, world_->bell().alarm,
+                  world_->wait_log(),
                   WaitPolicy::choose(world_->size(), usable_cores(), world_->config().spin_us));
   scratch_ = Scratch(world_->provider(), count);
 }
 
 uint64_t Communicator::control_bytes(int ranks, uint64_t annex_bytes) {
-  return round_up(peer_flag_offset(ranks), cache_line) + CommunicatorLayout(ranks, annex_bytes).bytes;
+  return lines_offset(ranks) + CommunicatorLayout(ranks, annex_bytes).bytes;
 }
 
 std::vector<int> Communicator::job_ranks(const std::vector<int>& members) const {
@@ -170,7 +171,7 @@ void Communicator::require_usable() const {
 void Communicator::begin(const Operation& op) {
   // First: a call that is refused must not look to the others as if this rank had come to it.
   require_fine(op.name, op.seq);
-  world_->enter(op.name, op.seq);
+  world_->enter(op.name, op.seq, size());
 }
 
 void Communicator::require_fine(const char* op, uint64_t seq) {
@@ -268,8 +269,33 @@ void Communicator::keep(int for_rank, bool (*ready)(void*), void* context) {
               missing);
 }
 
-bool Communicator::poll_remote(Operation& op, const std::function<bool()>& ready) {
+// Who is late need not be who will store the word.
+int Communicator::awaited(int for_rank) {
+  if (!done_) return for_rank;
+  if (awaited_ >= 0 && !done_(awaited_)) return job_rank(awaited_);
+  for (int step = 1; step < size(); ++step)
+    if (const int member = (rank() + step) % size(); !done_(member)) return job_rank(member);
+  return awaited_ >= 0 ? job_rank(awaited_) : -1;
+}
+
+std::vector<int> Communicator::missing() {
+  std::vector<int> out;
+  for (int member = 0; done_ && member < size(); ++member)
+    if (member != rank() && !done_(member)) out.push_back(job_rank(member));
+  return out;
+}
+
+std::vector<WaitCount> Communicator::wait_stats() {
+  std::vector<WaitCount> out;
+  for (const int waiter : members_)
+    for (const int late : members_) out.push_back(world_->waited(waiter, late));
+  return out;
+}
+
+bool Communicator::poll_remote(Operation& op, int member, const std::function<bool()>& ready) {
+  if (ready()) return true;
   uint64_t last_vigil = now_ns();
+  const LoggedWait logged(world_->wait_log(), last_vigil, op.phase(), job_rank(member));
   for (long pause_ns = 0;; pause_ns = std::min(pause_ns * 2 + 1'000, 1'000'000L)) {
     if (ready()) return true;
     const timespec pause{0, pause_ns};

@@ -166,6 +166,8 @@ class Communicator : public Vigil {
   template <class Ready, class Done>
   bool wait(Operation& op, int member, Ready ready, Done done) {
     done_ = done;
+    phase_ = op.phase();
+    awaited_ = member;
     bool came = waiter_->until(ready, member < 0 ? -1 : job_rank(member), op.deadline, *this);
     // So that who only ever waits for a moment learns of it, too.
     if (!came) came = look_now_and_then(ready);
@@ -193,12 +195,19 @@ class Communicator : public Vigil {
   template <class Ready>
   void await_remote(Operation& op, int member, Ready ready) {
     const auto done = [&](int other) { return ready(other) || !running(other); };
-    if (!poll_remote(op, [&] { return done(member); })) raise_timeout(op, collect(done), member);
+    if (!poll_remote(op, member, [&] { return done(member); })) raise_timeout(op, collect(done), member);
   }
   // Neither closed nor failed nor dead, as far as it shows.
   bool running(int member) {
     return world_->flag(job_rank(member)) != PeerFlag::dead && state(member) == RankState::running;
   }
+
+  // --- Who waited for whom (sync/wait_log.hpp) ---
+  // What every member tells of its waits for every other, in any communicator of the job, row by row; a member's waits
+  // for nobody in particular are in the diagonal. Nobody needs to help, nor to be alive.
+  std::vector<WaitCount> wait_stats();
+  // This rank's own row begins anew.
+  void reset_wait_stats() { world_->wait_log().reset(world_->size()); }
 
   // --- Objects made collectively on this communicator (moe/, sub-groups), with growing ids, alike on all members ---
   // What others might still write to or read is freed when all members have closed them, which is learnt when the next
@@ -255,6 +264,9 @@ class Communicator : public Vigil {
   void keep(int for_rank, bool (*ready)(void*), void* context) override;
   void progress(bool patient) override;
   bool unfinished() const override { return engine_ && engine_->unfinished(); }
+  const char* phase() const override { return phase_; }
+  int awaited(int for_rank) override;
+  std::vector<int> missing() override;
 
  private:
   Communicator(std::shared_ptr<World> world, AnnexBytes annex, std::shared_ptr<Communicator> parent);
@@ -301,7 +313,7 @@ class Communicator : public Vigil {
     for (int member = 0; member < size(); ++member) out.push_back(member == rank() || done(member));
     return out;
   }
-  bool poll_remote(Operation& op, const std::function<bool()>& ready);
+  bool poll_remote(Operation& op, int member, const std::function<bool()>& ready);
   // Keeps the vigil if that was long ago.
   template <class Ready>
   bool look_now_and_then(Ready ready) {
@@ -339,6 +351,8 @@ class Communicator : public Vigil {
   static constexpr uint64_t look_interval_ns = 10'000'000;
   uint64_t last_look_ns_ = 0;
   std::function<bool(int)> done_;  // during a wait: which members have done their part
+  const char* phase_ = "";         // during a wait: of its operation
+  int awaited_ = -1;               // during a wait: the member that makes it end, -1: anybody
   std::mutex end_mutex_;
   std::optional<Error> broken_;  // the first cause; written once, before is_broken_
   std::atomic<bool> is_broken_{false};
