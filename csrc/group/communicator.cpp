@@ -38,7 +38,7 @@ std::shared_ptr<Communicator> Communicator::make(std::shared_ptr<Communicator> p
 
 Communicator::Communicator(std::shared_ptr<World> world, AnnexBytes annex,
                            std::shared_ptr<Communicator> parent)
-    : world_(std::move(world)), annex_bytes_(annex), parent_(std::move(parent)) {
+    : world_(std::move(world)), trace_(world_->trace()), annex_bytes_(annex), parent_(std::move(parent)) {
   world_->enrol();
 }
 
@@ -296,6 +296,7 @@ bool Communicator::poll_remote(Operation& op, int member, const std::function<bo
   if (ready()) return true;
   uint64_t last_vigil = now_ns();
   const LoggedWait logged(world_->wait_log(), last_vigil, op.phase(), job_rank(member));
+  Span span(trace_, Trace::Event::Kind::wait, op.phase(), Trace::unknown, job_rank(member));
   for (long pause_ns = 0;; pause_ns = std::min(pause_ns * 2 + 1'000, 1'000'000L)) {
     if (ready()) return true;
     const timespec pause{0, pause_ns};

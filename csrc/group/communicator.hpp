@@ -15,6 +15,7 @@
 
 #include "base/clock.hpp"
 #include "base/error.hpp"
+#include "base/trace.hpp"
 #include "group/communicator_layout.hpp"
 #include "group/scratch.hpp"
 #include "group/world.hpp"
@@ -38,11 +39,14 @@ class Operation {
   // tell any more which ranks have done what. Before, an exception leaves no trace and the call can be repeated.
   void publish() { published_ = true; }
   bool published() const { return published_; }
+  // For the trace: how many bytes this rank gives in the call.
+  void moves(uint64_t bytes) { span_.moves(bytes); }
 
  private:
   friend class Communicator;
-  Operation(const char* name, uint64_t seq, const Deadline& deadline)
-      : name(name), seq(seq), deadline(deadline) {}
+  Operation(const char* name, uint64_t seq, const Deadline& deadline, Trace* trace)
+      : name(name), seq(seq), deadline(deadline), span_(trace, Trace::Event::Kind::operation, name, seq) {}
+  Span span_;
   const char* phase_ = "checking";
   bool published_ = false;
 };
@@ -137,12 +141,13 @@ class Communicator : public Vigil {
   // operation, the number and the phase. When others could see the call, its end by an error ends the communicator.
   template <class Body>
   void operate(const char* name, uint64_t& counter, double timeout, Body body) {
-    operate(Hold(*this, name), name, counter, timeout, body);
+    const Hold hold(*this, name);
+    run(name, counter, timeout, body, trace_);
   }
-  // The same for a call that holds the communicator already.
+  // The same for a call that holds the communicator already, and is in the trace.
   template <class Body>
   void operate(const Hold&, const char* name, uint64_t& counter, double timeout, Body body) {
-    run(name, counter, timeout, body);
+    run(name, counter, timeout, body, nullptr);
   }
   // The same as a collective of this communicator. Every round of it is a call of its own on the board, which the body
   // counts.
@@ -150,7 +155,7 @@ class Communicator : public Vigil {
   void operate_in_rounds(const char* name, double timeout, Body body) {
     const Hold hold(*this, name);
     uint64_t rounds = collective_seq_;
-    run(name, rounds, timeout, body);
+    run(name, rounds, timeout, body, trace_);
   }
 
   // Waits until ready(member) holds for every member but this one. Timeout names those for whom it does not.
@@ -168,6 +173,7 @@ class Communicator : public Vigil {
     done_ = done;
     phase_ = op.phase();
     awaited_ = member;
+    const TracedWait traced(*this);
     bool came = waiter_->until(ready, member < 0 ? -1 : job_rank(member), op.deadline, *this);
     // So that who only ever waits for a moment learns of it, too.
     if (!came) came = look_now_and_then(ready);
@@ -268,7 +274,19 @@ class Communicator : public Vigil {
   int awaited(int for_rank) override;
   std::vector<int> missing() override;
 
+  // Null if there is none.
+  Trace* trace() const { return trace_; }
+
  private:
+  // The wait that has been begun, in the trace.
+  struct TracedWait {
+    explicit TracedWait(Communicator& comm) : span(comm.trace_, Trace::Event::Kind::wait, comm.phase_) {
+      if (comm.trace_) [[unlikely]]
+        span.with(comm.awaited(-1));
+    }
+    Span span;
+  };
+
   Communicator(std::shared_ptr<World> world, AnnexBytes annex, std::shared_ptr<Communicator> parent);
 
   Seat& seat() { return *reinterpret_cast<Seat*>(world_->own_control() + block_); }
@@ -278,9 +296,9 @@ class Communicator : public Vigil {
   std::string failure_text(int member);
   void prepare(const std::vector<int>& members);
   template <class Body>
-  void run(const char* name, uint64_t& counter, double timeout, Body& body) {
+  void run(const char* name, uint64_t& counter, double timeout, Body& body, Trace* trace) {
     const Deadline deadline(timeout < 0 ? this->timeout() : timeout);
-    Operation op(name, counter + 1, deadline);
+    Operation op(name, counter + 1, deadline, trace);
     begin(op);
     try {
       body(op);
@@ -325,6 +343,7 @@ class Communicator : public Vigil {
   }
 
   std::shared_ptr<World> world_;
+  Trace* trace_;  // the world's
   AnnexBytes annex_bytes_;
   std::shared_ptr<Communicator> parent_;  // null for that of all ranks
   uint64_t id_ = 0;                       // on the parent

@@ -66,6 +66,7 @@ const JobSpec& checked(const JobSpec& spec) {
 World::World(const JobSpec& spec, const Config& config)
     : spec_(checked(spec)),
       config_(config),
+      trace_(Trace::open(config.trace, spec.rank, spec.size, spec.job)),
       fork_epoch_(current_fork_epoch()),
       provider_(make_provider(spec, config)),
       heap_(*provider_),
@@ -342,6 +343,7 @@ void World::close_one() {
 void World::close() {
   if (closed_ || forked()) return;
   closed_ = true;
+  if (trace_) trace_->flush();
   // release: everything this rank published before is there for who sees that it closed.
   fixed().status.state.store(static_cast<uint64_t>(RankState::closed), std::memory_order_release);
 }

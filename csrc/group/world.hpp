@@ -10,6 +10,7 @@
 
 #include "base/clock.hpp"
 #include "base/config.hpp"
+#include "base/trace.hpp"
 #include "group/engine.hpp"
 #include "group/liveness.hpp"
 #include "memory/control_layout.hpp"
@@ -44,6 +45,7 @@ class World {
   WaitLog& wait_log() { return wait_log_; }
   // What `waiter` tells of its waits for another, or, of itself, for nobody in particular.
   WaitCount waited(int waiter, int late);
+  Trace* trace() { return trace_.get(); }
   Bell& bell() { return fixed().bell; }
   std::byte* own_control() { return control_.base; }
   const RemoteRegion& control(int rank) const { return controls_[static_cast<size_t>(rank)]; }
@@ -123,6 +125,7 @@ class World {
 
   JobSpec spec_;
   Config config_;
+  std::shared_ptr<Trace> trace_;
   int fork_epoch_;
   std::unique_ptr<Provider> provider_;
   Heap heap_;
