@@ -6,6 +6,7 @@ Dispatch and combine are in test_c_moe.py, errors in test_c_errors.py, building 
 from __future__ import annotations
 
 import re
+import time
 from pathlib import Path
 
 import numpy as np
@@ -181,6 +182,34 @@ def shrink_alone(part, folder):
 def test_shrink_can_be_called_again_when_ranks_were_late(either_provider, tmp_path):
     told = either_provider.run(shrink_alone, 2, tmp_path, joins=False)[0]
     assert told == (lib.XCCL_TIMEOUT, "shrink", "meeting")
+
+
+def wait_and_tell(part):
+    with joined(part) as comm:
+        waits = ffi.new("xccl_wait[]", part.size * part.size)
+        if part.rank == 1:
+            time.sleep(0.5)
+        for _ in range(2):
+            must(lib.xccl_comm_barrier(comm, DEFAULT))
+        must(lib.xccl_comm_wait_stats(comm, waits))
+        told = [(one.count, one.total, one.longest) for one in waits]
+        must(lib.xccl_comm_barrier(comm, DEFAULT))
+        must(lib.xccl_comm_reset_wait_stats(comm))
+        must(lib.xccl_comm_wait_stats(comm, waits))
+        assert sum(waits[part.rank * part.size + other].count for other in range(part.size)) == 0
+        must(lib.xccl_comm_barrier(comm, DEFAULT))
+        with pytest.raises(CError, match="waits is NULL"):
+            must(lib.xccl_comm_wait_stats(comm, NULL))
+        return told
+
+
+def test_wait_statistics_tell_who_was_late(either_provider):
+    for told in either_provider.run(wait_and_tell, 3, joins=False):
+        for waiter in (0, 2):
+            count, total, longest = told[waiter * 3 + 1]
+            assert count >= 1
+            assert total >= longest >= 0.3
+        assert told[1 * 3 + 0][1] < 0.3
 
 
 def outlive(part):

@@ -22,6 +22,7 @@ from xccl.array import Array, as_dtype
 from xccl.collectives import Collectives
 from xccl.errors import InvalidArgument
 from xccl.launch.environment import check_single_host, detect
+from xccl.wait_stats import WaitStats
 
 _open: weakref.WeakSet[Communicator] = weakref.WeakSet()
 
@@ -47,7 +48,8 @@ def init(
         startup_timeout: deadline for all ranks to arrive, in seconds; else XCCL_STARTUP_TIMEOUT, else 120.
 
     Raises:
-        InvalidArgument: an argument or an environment variable is wrong, or the job's name is taken.
+        InvalidArgument: an argument or an environment variable is wrong, the job's name is taken, or the file that
+            XCCL_TRACE names cannot be written.
         Timeout: `ranks` did not arrive. PeerLost: one died meanwhile. Mismatch: ranks disagree about the size.
         OutOfMemory: not even the control segment can be had.
     """
@@ -208,6 +210,18 @@ class Communicator(_core.Messages, Collectives):
         made = Communicator(native)
         self._parts.add(made)
         return made
+
+    def wait_stats(self) -> WaitStats:
+        """Who waited for whom, of all ranks of this communicator, in calls on any communicator of the job.
+
+        Since the job began, or a rank called `reset_wait_stats`. Not collective: it reads the other ranks' memory,
+        without their help; so it does not wait, and also works once a rank has died or the communicator has ended.
+        """
+        return WaitStats(*self._native.wait_stats())
+
+    def reset_wait_stats(self) -> None:
+        """Begins this rank's row of `wait_stats` anew. Call it on all ranks, for example right after a barrier."""
+        self._native.reset_wait_stats()
 
     def abort(self, reason: str) -> None:
         """Gives up: the other ranks raise `PeerFailed` with this reason, in the call under way or the next.

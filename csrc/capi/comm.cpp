@@ -98,6 +98,20 @@ uint64_t xccl_comm_committed_bytes(const xccl_comm* comm) {
   return comm ? comm->state->communicator->world().provider().committed_bytes() : 0;
 }
 
+xccl_status xccl_comm_wait_stats(xccl_comm* comm, xccl_wait* waits) {
+  return guarded(__func__, [&] {
+    Comm& state = in(comm);
+    require_memory(waits, sizeof *waits, "waits", alignof(xccl_wait));
+    for (const WaitCount& one : state.communicator->wait_stats())
+      *waits++ = {one.count, static_cast<double>(one.total_ns) * 1e-9,
+                  static_cast<double>(one.longest_ns) * 1e-9};
+  });
+}
+
+xccl_status xccl_comm_reset_wait_stats(xccl_comm* comm) {
+  return guarded(__func__, [&] { in(comm).communicator->reset_wait_stats(); });
+}
+
 xccl_status xccl_comm_abort(xccl_comm* comm, const char* reason) {
   return guarded(__func__, [&] {
     Comm& state = in(comm);

@@ -282,6 +282,26 @@ double xccl_comm_timeout(const xccl_comm* comm);
 uint64_t xccl_comm_committed_bytes(const xccl_comm* comm);
 int xccl_comm_is_closed(const xccl_comm* comm);
 
+/* How one rank has waited for another: how often, and for how many seconds, in all and at most. */
+typedef struct xccl_wait {
+  uint64_t count;
+  double total;
+  double longest;
+} xccl_wait;
+
+/* Who waited for whom. `waits` gets size * size entries, row by row: entry [i * size + j] tells how rank i of `comm` has
+ * waited for its rank j, since the job began or rank i reset it, in calls on any communicator of the job. The sum over a
+ * row is how long that rank has waited; over a column without the diagonal, how long others have waited for that rank.
+ * Entry [i * size + i] is for waits for no rank in particular: receives from XCCL_ANY_SOURCE. A wait is charged to the
+ * rank that is late, which in a barrier need not be the one that rank i hears from. Only waits that outlast their spin
+ * count (`xccl doctor` tells how long that is), each when it ends.
+ *
+ * Reads the other ranks' memory, without their help: it does not wait, also works once a rank has died or the
+ * communicator has ended, and may be called in any thread. Reset begins this rank's own row anew, so call it on all
+ * ranks. Errors: XCCL_INVALID_ARGUMENT. */
+xccl_status xccl_comm_wait_stats(xccl_comm* comm, xccl_wait* waits);
+xccl_status xccl_comm_reset_wait_stats(xccl_comm* comm);
+
 /* Gives up: the other ranks' calls on `comm`, those under way and the next, return XCCL_PEER_FAILED with this text
  * (its first 504 bytes), and every further call here fails; xccl_comm_shrink() leaves this rank out. Use it when
  * this rank meets an error that the others should not have to wait for, in any thread: a call that another one is

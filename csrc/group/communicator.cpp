@@ -40,6 +40,7 @@ std::shared_ptr<Communicator> Communicator::make(Communicator& parent,
 
 Communicator::Communicator(std::shared_ptr<World> world, AnnexBytes annex, Kind kind)
     : world_(std::move(world)),
+      trace_(world_->trace()),
       annex_bytes_(annex),
       kind_(kind),
       shrinking_(std::make_unique<Shrinking>(*this)) {
@@ -67,7 +68,7 @@ void Communicator::prepare(const std::vector<int>& members) {
   // Nobody knows the place yet; the card that names it is what publishes this.
   seat().state.store(static_cast<uint64_t>(RankState::running), std::memory_order_relaxed);
   waiter_.emplace(kind_ == Kind::part ? seat().doorbell : world_->bell().doorbell, world_->bell().alarm,
-                  world_->status(),
+                  world_->wait_log(),
                   WaitPolicy::choose(world_->size(), usable_cores(), world_->config().spin_us));
   try {
     scratch_ = Scratch(world_->provider(), count);
@@ -78,7 +79,7 @@ void Communicator::prepare(const std::vector<int>& members) {
 }
 
 uint64_t Communicator::control_bytes(int ranks, uint64_t annex_bytes) {
-  return round_up(peer_flag_offset(ranks), cache_line) + CommunicatorLayout(ranks, annex_bytes).bytes;
+  return lines_offset(ranks) + CommunicatorLayout(ranks, annex_bytes).bytes;
 }
 
 std::vector<int> Communicator::job_ranks(const std::vector<int>& members) const {
@@ -203,13 +204,13 @@ void Communicator::require_not_left() const {
 void Communicator::begin_among_survivors(const Operation& op) {
   require_open();
   require_not_left();
-  world_->enter(op.name, op.seq);
+  world_->enter(op.name, op.seq, size());
 }
 
 void Communicator::begin(const Operation& op) {
   // First: a call that is refused must not look to the others as if this rank had come to it.
   require_fine(op.name, op.seq);
-  world_->enter(op.name, op.seq);
+  world_->enter(op.name, op.seq, size());
 }
 
 void Communicator::require_fine(const char* op, uint64_t seq) {
@@ -325,9 +326,36 @@ void Communicator::keep(int for_rank, bool (*ready)(void*), void* context) {
               missing);
 }
 
-bool Communicator::poll(Operation& op, const std::function<bool()>& ready,
+// Who is late need not be who will store the word.
+int Communicator::awaited(int for_rank) {
+  if (!done_) return for_rank;
+  if (awaited_ >= 0 && !done_(awaited_)) return job_rank(awaited_);
+  for (int step = 1; step < size(); ++step)
+    if (const int member = (rank() + step) % size(); !done_(member)) return job_rank(member);
+  return awaited_ >= 0 ? job_rank(awaited_) : -1;
+}
+
+std::vector<int> Communicator::missing() {
+  std::vector<int> out;
+  for (int member = 0; done_ && member < size(); ++member)
+    if (member != rank() && !done_(member)) out.push_back(job_rank(member));
+  return out;
+}
+
+std::vector<WaitCount> Communicator::wait_stats() {
+  std::vector<WaitCount> out;
+  for (const int waiter : members_)
+    for (const int late : members_) out.push_back(world_->waited(waiter, late));
+  return out;
+}
+
+bool Communicator::poll(Operation& op, int member, const std::function<bool()>& ready,
                         const std::function<void()>& look) {
+  if (ready()) return true;
   uint64_t last_vigil = now_ns();
+  const int late = member < 0 ? -1 : job_rank(member);
+  const LoggedWait logged(world_->wait_log(), last_vigil, op.phase(), late);
+  Span span(trace_, Trace::Event::Kind::wait, op.phase(), Trace::unknown, late);
   for (long pause_ns = 0;; pause_ns = std::min(pause_ns * 2 + 1'000, 1'000'000L)) {
     if (ready()) return true;
     const timespec pause{0, pause_ns};

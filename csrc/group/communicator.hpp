@@ -16,6 +16,7 @@
 
 #include "base/clock.hpp"
 #include "base/error.hpp"
+#include "base/trace.hpp"
 #include "group/communicator_layout.hpp"
 #include "group/scratch.hpp"
 #include "group/world.hpp"
@@ -40,11 +41,14 @@ class Operation {
   // tell any more which ranks have done what. Before, an exception leaves no trace and the call can be repeated.
   void publish() { published_ = true; }
   bool published() const { return published_; }
+  // For the trace: how many bytes this rank gives in the call.
+  void moves(uint64_t bytes) { span_.moves(bytes); }
 
  private:
   friend class Communicator;
-  Operation(const char* name, uint64_t seq, const Deadline& deadline)
-      : name(name), seq(seq), deadline(deadline) {}
+  Operation(const char* name, uint64_t seq, const Deadline& deadline, Trace* trace)
+      : name(name), seq(seq), deadline(deadline), span_(trace, Trace::Event::Kind::operation, name, seq) {}
+  Span span_;
   const char* phase_ = "checking";
   bool published_ = false;
 };
@@ -138,12 +142,13 @@ class Communicator : public Vigil {
   // operation, the number and the phase. When others could see the call, its end by an error ends the communicator.
   template <class Body>
   void operate(const char* name, uint64_t& counter, double timeout, Body body) {
-    operate(Hold(*this, name), name, counter, timeout, body);
+    const Hold hold(*this, name);
+    run(name, counter, timeout, body, &Communicator::begin, trace_);
   }
-  // The same for a call that holds the communicator already.
+  // The same for a call that holds the communicator already, and is in the trace.
   template <class Body>
   void operate(const Hold&, const char* name, uint64_t& counter, double timeout, Body body) {
-    run(name, counter, timeout, body, &Communicator::begin);
+    run(name, counter, timeout, body, &Communicator::begin, nullptr);
   }
   // The same as a collective of this communicator. Every round of it is a call of its own on the board, which the body
   // counts.
@@ -151,13 +156,13 @@ class Communicator : public Vigil {
   void operate_in_rounds(const char* name, double timeout, Body body) {
     const Hold hold(*this, name);
     uint64_t rounds = collective_seq_;
-    run(name, rounds, timeout, body, &Communicator::begin);
+    run(name, rounds, timeout, body, &Communicator::begin, trace_);
   }
   // The same for what an ended communicator is still good for (shrink.hpp): refused only to those who have left it.
   template <class Body>
   void operate_among_survivors(const char* name, uint64_t& counter, double timeout, Body body) {
     const Hold hold(*this, name);
-    run(name, counter, timeout, body, &Communicator::begin_among_survivors);
+    run(name, counter, timeout, body, &Communicator::begin_among_survivors, trace_);
   }
 
   // Waits until ready(member) holds for every member but this one. Timeout names those for whom it does not.
@@ -173,6 +178,9 @@ class Communicator : public Vigil {
   template <class Ready, class Done>
   bool wait(Operation& op, int member, Ready ready, Done done) {
     done_ = done;
+    phase_ = op.phase();
+    awaited_ = member;
+    const TracedWait traced(*this);
     bool came = waiter_->until(ready, member < 0 ? -1 : job_rank(member), op.deadline, *this);
     // So that who only ever waits for a moment learns of it, too.
     if (!came) came = look_now_and_then(ready);
@@ -205,14 +213,23 @@ class Communicator : public Vigil {
       world_->look();
       raise_if_member_down();
     };
-    if (!poll(op, [&] { return done(member); }, look)) raise_timeout(op, collect(done), member);
+    if (!poll(op, member, [&] { return done(member); }, look)) raise_timeout(op, collect(done), member);
   }
   // The bare wait of that kind; look() is called now and then, and throws to end it. False when the deadline passed.
-  bool poll(Operation& op, const std::function<bool()>& ready, const std::function<void()>& look);
+  // `member`: for whom, -1: nobody in particular.
+  bool poll(Operation& op, int member, const std::function<bool()>& ready,
+            const std::function<void()>& look);
   // Neither closed nor failed nor dead, as far as it shows.
   bool running(int member) {
     return world_->flag(job_rank(member)) != PeerFlag::dead && state(member) == RankState::running;
   }
+
+  // --- Who waited for whom (sync/wait_log.hpp) ---
+  // What every member tells of its waits for every other, in any communicator of the job, row by row; a member's waits
+  // for nobody in particular are in the diagonal. Nobody needs to help, nor to be alive.
+  std::vector<WaitCount> wait_stats();
+  // This rank's own row begins anew.
+  void reset_wait_stats() { world_->wait_log().reset(world_->size()); }
 
   // --- Objects made collectively on this communicator (moe/, sub-groups), with growing ids, alike on all members ---
   // What others might still write to or read is freed when all members have closed them, which is learnt when the next
@@ -298,9 +315,24 @@ class Communicator : public Vigil {
   void keep(int for_rank, bool (*ready)(void*), void* context) override;
   void progress(bool patient) override;
   bool unfinished() const override { return engine_ && engine_->unfinished(); }
+  const char* phase() const override { return phase_; }
+  int awaited(int for_rank) override;
+  std::vector<int> missing() override;
+
+  // Null if there is none.
+  Trace* trace() const { return trace_; }
 
  private:
   enum class Kind { whole, part };
+  // The wait that has been begun, in the trace.
+  struct TracedWait {
+    explicit TracedWait(Communicator& comm) : span(comm.trace_, Trace::Event::Kind::wait, comm.phase_) {
+      if (comm.trace_) [[unlikely]]
+        span.with(comm.awaited(-1));
+    }
+    Span span;
+  };
+
   Communicator(std::shared_ptr<World> world, AnnexBytes annex, Kind kind);
 
   Seat& seat() { return *reinterpret_cast<Seat*>(world_->own_control() + block_); }
@@ -313,9 +345,9 @@ class Communicator : public Vigil {
   void unmake_lines();
   template <class Body>
   void run(const char* name, uint64_t& counter, double timeout, Body& body,
-           void (Communicator::*begin)(const Operation&)) {
+           void (Communicator::*begin)(const Operation&), Trace* trace) {
     const Deadline deadline(timeout < 0 ? this->timeout() : timeout);
-    Operation op(name, counter + 1, deadline);
+    Operation op(name, counter + 1, deadline, trace);
     (this->*begin)(op);
     try {
       body(op);
@@ -361,6 +393,7 @@ class Communicator : public Vigil {
   }
 
   std::shared_ptr<World> world_;
+  Trace* trace_;  // the world's
   AnnexBytes annex_bytes_;
   const Kind kind_;
   std::shared_ptr<Communicator> parent_;  // once connected; null for that of all ranks
@@ -390,6 +423,8 @@ class Communicator : public Vigil {
   uint64_t last_look_ns_ = 0;
   uint64_t seen_news_ = 0;         // of the world, until when all members were fine
   std::function<bool(int)> done_;  // during a wait: which members have done their part
+  const char* phase_ = "";         // during a wait: of its operation
+  int awaited_ = -1;               // during a wait: the member that makes it end, -1: anybody
   std::mutex end_mutex_;
   std::optional<Error> broken_;  // the first cause; written once, before is_broken_
   std::atomic<bool> is_broken_{false};

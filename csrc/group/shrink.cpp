@@ -70,7 +70,11 @@ void Shrinking::await(Operation& op, Ready ready, Late late) {
     world.look();
   };
   look();
-  while (!comm_.poll(op, ready, look)) {
+  const auto first_late = [&] {
+    const std::vector<int> members = late();
+    return members.empty() ? -1 : members[0];
+  };
+  while (!comm_.poll(op, first_late(), ready, look)) {
     std::vector<bool> done(static_cast<size_t>(comm_.size()), true);
     const std::vector<int> members = late();
     for (const int member : members) done[static_cast<size_t>(member)] = false;

@@ -18,6 +18,7 @@ class CombineCall {
 
   void run(const void* rows, void* y) {
     op_.phase("staging");
+    op_.moves(routing_.rows() * row_bytes());
     const uint64_t where = stage(static_cast<const std::byte*>(rows));
     const uint64_t bases = write_bases();
     ep_.exchange(op_, records(where, bases), {&slot_.used_by, &bases_used_by()});

@@ -30,6 +30,7 @@ class DispatchCall {
   std::shared_ptr<Dispatched> run() {
     ResultSlot& slot = ep_.free_result();
     op_.phase("staging");
+    op_.moves(routing_->pairs() * row_bytes());
     const uint64_t where = stage();
     if (fresh_) write_lists();
     ep_.exchange(op_, records(where), pulled_);

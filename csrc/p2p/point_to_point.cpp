@@ -182,16 +182,17 @@ bool PointToPoint::spin(const Request& request) {
 MessageInfo PointToPoint::wait(Request& request, double timeout) {
   if (request.finished()) return result(request);
   const Frame frame(*this, "wait");
+  frame.about(*this, request.peer);
   if (!spin(request))
     complete(
         frame, "wait", request.peer, timeout, [&] { return request.finished(); },
         [] { return GivenUp::taken_back; });
-  return result(request);
+  return frame.about(*this, result(request));
 }
 
 bool PointToPoint::test(Request& request) {
   if (!request.finished()) {
-    const Frame frame(*this, "test");
+    const Frame frame(*this, "test", nullptr);
     if (!ask("test", request.peer, [&] { return request.finished(); })) return false;
   }
   result(request);
@@ -230,6 +231,7 @@ MessageInfo PointToPoint::sendrecv(const void* data, uint64_t bytes, int dst, in
   check_tag(send_tag, false);
   check_peer("source", src, true);
   check_tag(recv_tag, true);
+  frame.about(*this, dst, bytes);
   Request receive(Request::Kind::receive, into, capacity, src, recv_tag);
   const OwnRequest received{*this, receive};
   post(receive);

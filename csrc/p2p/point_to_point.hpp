@@ -193,9 +193,25 @@ class PointToPoint : public Engine, private RecordHandler {
 // One call, from its beginning to its end: the communicator is held, and fit for use.
 struct PointToPoint::Frame {
   Communicator::Hold hold;
-  Frame(PointToPoint& p2p, const char* op) : hold(*p2p.comm_, op) {
+  mutable Span span;  // of the trace
+  Frame(PointToPoint& p2p, const char* op) : Frame(p2p, op, p2p.comm_->trace()) {}
+  // For calls that only ask: made again and again, they would fill the trace.
+  Frame(PointToPoint& p2p, const char* op, Trace* trace)
+      : hold(*p2p.comm_, op), span(trace, Trace::Event::Kind::operation, op, p2p.calls_ + 1) {
     p2p.comm_->require_fine(op, ++p2p.calls_);
     p2p.raise_if_damaged();
+  }
+  // With whom, a member or any_source, and how much it moves, as far as that is known.
+  void about(const PointToPoint& p2p, int member, uint64_t bytes = Trace::unknown) const {
+    if (!p2p.comm_->trace()) [[likely]]
+      return;
+    span.with(member == any_source ? Trace::anybody : p2p.comm_->job_rank(member));
+    span.moves(bytes);
+  }
+  // What has come.
+  const MessageInfo& about(const PointToPoint& p2p, const MessageInfo& info) const {
+    about(p2p, info.source, info.bytes);
+    return info;
   }
 };
 

@@ -36,11 +36,12 @@ MessageInfo PointToPoint::recv(void* data, uint64_t capacity, int src, int tag, 
   const Frame frame(*this, "recv");
   check_peer("source", src, true);
   check_tag(tag, true);
+  frame.about(*this, src);
   Request request(Request::Kind::receive, data, capacity, src, tag);
   const OwnRequest received{*this, request};
   post(request);
   if (!spin(request)) complete_receive(frame, "recv", request, timeout);
-  return result(request);
+  return frame.about(*this, result(request));
 }
 
 std::shared_ptr<Request> PointToPoint::irecv(void* data, uint64_t capacity, int src, int tag,
@@ -48,6 +49,7 @@ std::shared_ptr<Request> PointToPoint::irecv(void* data, uint64_t capacity, int 
   const Frame frame(*this, "irecv");
   check_peer("source", src, true);
   check_tag(tag, true);
+  frame.about(*this, src);
   auto request = std::make_shared<Request>(Request::Kind::receive, data, capacity, src, tag);
   request->keepalive = std::move(keepalive);
   request->self = request;
@@ -59,13 +61,14 @@ std::shared_ptr<View> PointToPoint::recv_view(int src, int tag, double timeout, 
   const Frame frame(*this, "recv_view");
   check_peer("source", src, true);
   check_tag(tag, true);
+  frame.about(*this, src);
   Request request(Request::Kind::receive, nullptr, 0, src, tag);
   request.wants_view = true;
   request.view_size = size;
   const OwnRequest received{*this, request};
   post(request);
   if (!spin(request)) complete_receive(frame, "recv_view", request, timeout);
-  result(request);
+  frame.about(*this, result(request));
   return request.view;
 }
 
@@ -80,7 +83,7 @@ void PointToPoint::complete_receive(const Frame& frame, const char* op, Request&
 }
 
 std::optional<MessageInfo> PointToPoint::iprobe(int src, int tag) {
-  const Frame frame(*this, "iprobe");
+  const Frame frame(*this, "iprobe", nullptr);
   check_peer("source", src, true);
   check_tag(tag, true);
   std::optional<MessageInfo> info;
@@ -99,6 +102,7 @@ MessageInfo PointToPoint::probe(int src, int tag, double timeout) {
   const Frame frame(*this, "probe");
   check_peer("source", src, true);
   check_tag(tag, true);
+  frame.about(*this, src);
   std::optional<MessageInfo> info;
   const auto there = [&] { return (info = find(src, tag)).has_value(); };
   advance();

@@ -25,6 +25,7 @@ void PointToPoint::send(const void* data, uint64_t bytes, int dst, int tag, doub
   const Frame frame(*this, "send");
   check_peer("destination", dst, false);
   check_tag(tag, false);
+  frame.about(*this, dst, bytes);
   const auto request = begin_send(data, bytes, dst, tag);
   if (!request) return;
   const OwnRequest sent{*this, *request};
@@ -49,6 +50,7 @@ std::shared_ptr<Request> PointToPoint::isend(const void* data, uint64_t bytes, i
   const Frame frame(*this, "isend");
   check_peer("destination", dst, false);
   check_tag(tag, false);
+  frame.about(*this, dst, bytes);
   if (!channel(dst).all_sent()) ask("isend", dst, [] { return false; });  // not buffered: time to look
   auto request = make_send(data, bytes, dst, tag);
   request->keepalive = std::move(keepalive);

@@ -61,6 +61,8 @@ void bind_communicator(py::module_& m) {
       .def_property_readonly("job", [](Communicator& comm) { return comm.world().spec().job; })
       .def_property_readonly("committed_bytes",
                              [](Communicator& comm) { return comm.world().provider().committed_bytes(); })
+      .def("wait_stats", [](Communicator& comm) { return wait_matrix(comm.wait_stats(), comm.size()); })
+      .def("reset_wait_stats", &Communicator::reset_wait_stats)
       .def("require_usable", &Communicator::require_usable)
       .def("empty", &empty, py::arg("shape"), py::arg("dtype"))
       .def(
