@@ -462,6 +462,13 @@ typedef struct xccl_ep xccl_ep;
  * that gather. Results go back expert by expert in both. */
 typedef enum xccl_row_layout { XCCL_LAYOUT_EXPERT = 1, XCCL_LAYOUT_TOKEN = 2 } xccl_row_layout;
 
+/* What rows are while they travel: as they are; or a byte an element and float scales beside, about half of the bytes of
+ * 16-bit rows. XCCL_QUANT_INT8: whole numbers -127 to 127, one scale for each row. XCCL_QUANT_FP8_E4M3: 8-bit floating
+ * point numbers (4 bits of exponent, 3 of fraction, no infinities), one scale for each 128 elements of a row; the last
+ * block may be shorter. An element stands for scale * code. docs/quantisation.md has the rounding, what becomes of NaN
+ * and infinities, and a bound of the error. */
+typedef enum xccl_quant { XCCL_QUANT_NONE = 0, XCCL_QUANT_INT8 = 1, XCCL_QUANT_FP8_E4M3 = 2 } xccl_quant;
+
 /* Its shape: the same on all ranks. Make one with xccl_ep_config_init(), then fill in the first four numbers.
  * size         of this struct, as the program knows it; set by xccl_ep_config_init().
  * num_experts  in total, over all ranks.
@@ -471,7 +478,11 @@ typedef enum xccl_row_layout { XCCL_LAYOUT_EXPERT = 1, XCCL_LAYOUT_TOKEN = 2 } x
  * topk         experts per token.
  * results      how many results of dispatch may be alive at once; 2 by default.
  * dtype        of rows: XCCL_FLOAT32, XCCL_FLOAT16 or XCCL_BFLOAT16, which is the default.
- * layout       of what a dispatch brings; XCCL_LAYOUT_EXPERT by default. */
+ * layout       of what a dispatch brings; XCCL_LAYOUT_EXPERT by default.
+ * dispatch_quant  how dispatch moves rows; XCCL_QUANT_NONE by default. Else xccl_result_x() has codes, and
+ *              xccl_result_scales() what belongs to them. x is given in `dtype` in any case, and so are results.
+ * combine_quant  how combine moves the results, which it quantises first; XCCL_QUANT_NONE by default. In the sum each
+ *              row is round32(scale * code). */
 typedef struct xccl_ep_config {
   size_t size;
   int64_t num_experts;
@@ -481,6 +492,8 @@ typedef struct xccl_ep_config {
   int64_t results;
   xccl_dtype dtype;
   xccl_row_layout layout;
+  xccl_quant dispatch_quant;
+  xccl_quant combine_quant;
 } xccl_ep_config;
 
 /* Fills in the defaults. `size` is sizeof(xccl_ep_config). */
@@ -545,6 +558,10 @@ xccl_status xccl_ep_dispatch_again(xccl_ep* ep, const void* x, int64_t tokens, c
  * token). Valid until the result is released. NULL once it is; where there are no rows it may be NULL too. */
 void* xccl_result_x(const xccl_result* result);
 
+/* The scales of xccl_result_x(), if dispatch quantises: one float for each of its rows with XCCL_QUANT_INT8,
+ * (rows, ceil(hidden / 128)) with XCCL_QUANT_FP8_E4M3. Else NULL; otherwise as xccl_result_x(). */
+float* xccl_result_scales(const xccl_result* result);
+
 /* How many rows: of results in any layout; and of xccl_result_x(), which differs only in XCCL_LAYOUT_TOKEN. */
 int64_t xccl_result_row_count(const xccl_result* result);
 int64_t xccl_result_x_count(const xccl_result* result);
@@ -563,8 +580,9 @@ const int64_t* xccl_result_counts(const xccl_result* result);
 xccl_status xccl_result_output_buffer(xccl_result* result, double timeout, void** buffer_out);
 
 /* Brings the experts' results back and sums them, weighted, for each token. Collective; one synchronisation.
- * rows     (rows, hidden): the result for each token and expert, expert by expert. The output buffer and, but in
- *          XCCL_LAYOUT_TOKEN, xccl_result_x() itself are not copied; other ranks may read them until the next dispatch, combine or
+ * rows     (rows, hidden): the result for each token and expert, expert by expert, dtype of the xccl_ep. The output
+ *          buffer and, but in XCCL_LAYOUT_TOKEN or if dispatch quantises, xccl_result_x() itself are not copied, unless
+ *          combine quantises; other ranks may read them until the next dispatch, combine or
  *          xccl_result_output_buffer() here returns, so write to them again only after that.
  * weights  (tokens, topk) float instead of those given to dispatch; may be NULL.
  * y_out    (tokens, hidden), in the order of the tokens given to dispatch; zeros for a token without experts.
