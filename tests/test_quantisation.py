@@ -248,8 +248,8 @@ def bound_of_error(x, quant):
     )[:, : x.shape[1]]
     span = np.maximum(span, 2.0**-117)
     if quant == "int8":
-        return span * (1 / 254 + 5 * U)
-    return np.maximum(x / 16, span / (448 * 1024)) + 5 * U * x
+        return span * (1 / 254 + 6 * U)
+    return np.maximum(x / 16, span / 458752) + 6 * U * x + 2.0**-149
 
 
 @st.composite

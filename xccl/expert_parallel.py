@@ -32,7 +32,8 @@ class ExpertParallel:
 
     Results are bit for bit the same whatever the number of ranks, the arrival order and the instruction set: in top-k
     order, acc = round32(w * row) for the first expert, then acc = round32(acc + round32(w * row)), without fused
-    multiply-add, and one rounding to nearest even to `dtype` at the end; NaN is canonical, denormals are kept.
+    multiply-add, and one rounding to nearest even to `dtype` at the end; NaN is canonical, denormals are kept. With
+    `combine_quant` row is round32(scale * code).
 
     Args:
         comm: the communicator, which may be used for other things as well.
@@ -253,7 +254,8 @@ class ExpertParallel:
                 buffers, which it has no use for.
             tokens: dispatched by this rank per call, for the memory figure; max_tokens if not given.
             rows: received per call at the most; an even spread of that many tokens per rank if not given.
-            in_place: combine is always given d.x itself, so that output buffers are never used.
+            in_place: combine is always given d.x itself, so that output buffers are never used. Not with
+                `dispatch_quant`, whose d.x has codes.
         """
         rank = whole("rank", rank, 0, whole("size", size, 1) - 1)
         shape = {
@@ -366,7 +368,10 @@ class Dispatched:
         return slice(self._starts[i], self._starts[i + 1])
 
     def expert(self, i: int) -> Array:
-        """(counts[i], hidden): the rows of the i-th local expert: a view of d.x; in layout "token" a copy."""
+        """(counts[i], hidden): the rows of the i-th local expert: a view of d.x; in layout "token" a copy.
+
+        Their scales, if they are quantised: `d.scales[d.index[d.rows_of(i)]]`.
+        """
         rows = self.rows_of(i)
         return self.x[self.index[rows] if self._ep.layout == "token" else rows].view(Array)
 

@@ -453,7 +453,8 @@ xccl_status xccl_comm_reduce_scatter_v(xccl_comm* comm, const void* mine, const 
  *
  * Results are bit for bit the same whatever the number of ranks, the order of arrival and the instruction set:
  * in top-k order, acc = round32(w * row) for the first expert, then acc = round32(acc + round32(w * row)),
- * without fused multiply-add, and one rounding to nearest even to the type of rows at the end. */
+ * without fused multiply-add, and one rounding to nearest even to the type of rows at the end. Rows that combine has
+ * quantised are first round32(scale * code). */
 
 typedef struct xccl_ep xccl_ep;
 
@@ -530,7 +531,8 @@ typedef struct xccl_result xccl_result;
 /* Which row came from where, and the way back. Small. */
 typedef struct xccl_routing xccl_routing;
 
-/* Memory for `tokens` rows of the next dispatch, (tokens, hidden), which then copies nothing first. Optional.
+/* Memory for `tokens` rows of the next dispatch, (tokens, hidden), which then copies nothing first, unless it quantises.
+ * Optional.
  * Two are used in turn, so it is valid until the next but one call of this function, and until the xccl_ep is
  * closed. It waits, rarely, until all ranks have pulled what was last dispatched from it.
  * Errors: XCCL_INVALID_ARGUMENT if `tokens` exceeds max_tokens; XCCL_OUT_OF_MEMORY, XCCL_TIMEOUT, XCCL_PEER_LOST,
@@ -553,7 +555,8 @@ xccl_status xccl_ep_dispatch(xccl_ep* ep, const void* x, int64_t tokens, const v
 xccl_status xccl_ep_dispatch_again(xccl_ep* ep, const void* x, int64_t tokens, const xccl_routing* routing,
                                    double timeout, xccl_result** result_out);
 
-/* The rows that came: (rows, hidden), in the order (local expert, source rank, source token). Writable, so
+/* The rows that came: (rows, hidden), in the order (local expert, source rank, source token); of the type of rows, or if
+ * dispatch quantises codes of a byte each, whose scales are in xccl_result_scales(). Writable, so
  * experts may work in place. In XCCL_LAYOUT_TOKEN the tokens that came, each once, in the order (source rank, source
  * token). Valid until the result is released. NULL once it is; where there are no rows it may be NULL too. */
 void* xccl_result_x(const xccl_result* result);
@@ -628,7 +631,8 @@ typedef struct xccl_plan xccl_plan;
  * tokens      dispatched by this rank per call; -1, the default: max_tokens.
  * rows        received by this rank per call at the most; -1, the default: what an even spread of as many tokens on
  *             every rank brings.
- * in_place    nonzero: combine is always given xccl_result_x() itself, so output buffers are never used. */
+ * in_place    nonzero: combine is always given xccl_result_x() itself, so output buffers are never used. Not where
+ *             dispatch quantises. */
 typedef struct xccl_plan_load {
   size_t size;
   int rank_count;
