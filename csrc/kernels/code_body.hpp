@@ -36,17 +36,18 @@ struct Int8Code {
 struct Fp8Code {
   static constexpr Quant quant = Quant::fp8_e4m3;
   static constexpr float top = 448;
-  // Round to nearest even as Float16::narrow does; below 2^-6 the numbers lie 2^-9 apart.
+  // Adding 2^20 times the number's power of two rounds the fraction to three bits, to nearest even, and leaves it in the
+  // low ones with the implicit one; below 2^-6 the numbers lie 2^-9 apart, as from there on to twice that. An overflow of
+  // the fraction counts the exponent on by itself.
   static Word encode(Floats value) {
     const auto bits = std::bit_cast<Word>(value);
-    const Word sign = (bits >> 24) & 0x80u;
-    const Word magnitude = bits & 0x7fffffffu;
-    const Word normal = (magnitude - (120u << 23) + 0x7ffffu + ((magnitude >> 20) & 1u)) >> 20;
-    const Word denormal =
-        std::bit_cast<Word>(std::bit_cast<Floats>(magnitude) + 0x1p14f) - std::bit_cast<uint32_t>(0x1p14f);
-    // Signed, since some instruction sets compare no unsigned numbers.
-    const Ints small = std::bit_cast<Ints>(magnitude) < static_cast<int32_t>(121u << 23);
-    return sign | (small ? denormal : normal);
+    const auto power = std::bit_cast<Ints>(bits & 0x7f800000u);
+    constexpr int32_t least = 121 << 23;  // 2^-6
+    const auto exponent = std::bit_cast<Word>(power > least ? power : Ints{} + least);
+    const Floats magnitude = std::bit_cast<Floats>(bits & 0x7fffffffu);
+    const Word rounded =
+        std::bit_cast<Word>(magnitude + std::bit_cast<Floats>(exponent + (20u << 23))) - exponent;
+    return ((bits >> 24) & 0x80u) | (rounded + (exponent >> 20) - ((20u << 23) + (121u << 3)));
   }
   // Sign, exponent and fraction go to where float32 has them; its exponent counts from 120 more. Exact, also for
   // denormals.

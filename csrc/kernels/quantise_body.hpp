@@ -19,6 +19,17 @@ namespace {
 // top * scale is finite.
 constexpr float least_range = 0x1p-117f, most_range = 0x1.fffffcp127f;
 
+// The larger of each lane and the one `distance` from it, then of those, down to neighbours: all are the largest.
+template <size_t distance, class V, size_t... i>
+inline V spread_largest(V lanes, std::index_sequence<i...> all_lanes) {
+  const V others = choose<(i ^ distance)...>(lanes, lanes);
+  const V larger = lanes > others ? lanes : others;
+  if constexpr (distance == 1)
+    return larger;
+  else
+    return spread_largest<distance / 2>(larger, all_lanes);
+}
+
 template <class V>
 inline auto largest_lane(V lanes) {
   if constexpr (sizeof(V) > 16) {
@@ -27,9 +38,7 @@ inline auto largest_lane(V lanes) {
     const auto [low, high] = std::bit_cast<std::array<Half, 2>>(lanes);
     return largest_lane(low > high ? low : high);
   } else {
-    auto most = lanes[0];
-    for (size_t i = 1; i < sizeof(V) / sizeof(most); ++i) most = lanes[i] > most ? lanes[i] : most;
-    return most;
+    return spread_largest<lanes_of<V>.size() / 2>(lanes, lanes_of<V>)[0];
   }
 }
 
@@ -82,39 +91,63 @@ inline Halves encode_step(const unsigned char* x, float inverse) {
   }
 }
 
-// Returns the scale.
+// Codes of `elements` elements that are multiplied by `inverse`.
 template <class Type, class Code>
-inline float quantise_block(const unsigned char* x, size_t elements, unsigned char* codes) {
+inline void encode_block(const unsigned char* x, size_t elements, float inverse, unsigned char* codes) {
   constexpr size_t width = sizeof(typename Type::Bits);
-  const float largest = largest_magnitude<Type>(x, elements * width);
-  if (!(largest <= FLT_MAX)) {  // infinite, or not a number: nothing of this block may look as if it were right
-    std::memset(codes, 0, elements);
-    return std::bit_cast<float>(0x7fc00000u);
-  }
-  const float range = std::min(std::max(largest, least_range), most_range);
-  const float inverse = Code::top / range;
   size_t at = 0;
   for (; at + step <= elements; at += step) {
     const Halves out = encode_step<Type, Code>(x + at * width, inverse);
     std::memcpy(codes + at, &out, sizeof out);
   }
-  if (at < elements) {
-    unsigned char rest[step * width] = {};
-    std::memcpy(rest, x + at * width, (elements - at) * width);
-    const Halves out = encode_step<Type, Code>(rest, inverse);
-    std::memcpy(codes + at, &out, elements - at);
-  }
-  return range / Code::top;
+  if (at == elements) return;
+  unsigned char rest[step * width] = {};
+  std::memcpy(rest, x + at * width, (elements - at) * width);
+  const Halves out = encode_step<Type, Code>(rest, inverse);
+  std::memcpy(codes + at, &out, elements - at);
+}
+
+// Calls with a whole block's size as a constant, for which loops are unrolled.
+template <class Code, class Call>
+inline auto for_block(uint64_t elements, Call call) {
+  return Code::quant != Quant::int8 && elements == quant_block ? call(quant_block) : call(elements);
 }
 
 template <class Type, class Code>
 void quantise(const void* row, uint64_t hidden, void* values, float* scales) {
+  constexpr size_t width = sizeof(typename Type::Bits);
   const auto* x = static_cast<const unsigned char*>(row);
   auto* codes = static_cast<unsigned char*>(values);
   const uint64_t block = Code::quant == Quant::int8 ? hidden : quant_block;
-  for (uint64_t at = 0; at < hidden; at += block)
-    *scales++ = quantise_block<Type, Code>(x + at * sizeof(typename Type::Bits), std::min(block, hidden - at),
-                                           codes + at);
+  // Some blocks at a time in each step, so that the divisions and the end of each maximum do not wait for one another.
+  constexpr size_t together = 16;
+  using Ranges = Vector<float, together>;
+  for (uint64_t first = 0; first < hidden; first += together * block) {
+    const uint64_t end = std::min(hidden, first + together * block);
+    Ranges largest{};
+    size_t blocks = 0;
+    for (uint64_t at = first; at < end; at += block)
+      largest[blocks++] = for_block<Code>(std::min(block, end - at), [&](uint64_t elements) {
+        return largest_magnitude<Type>(x + at * width, elements * width);
+      });
+    Ranges range = largest > least_range ? largest : Ranges{} + least_range;
+    range = range < most_range ? range : Ranges{} + most_range;
+    const Ranges inverse = Code::top / range;
+    // Infinite, or not a number: nothing of this block may look as if it were right.
+    const auto finite = largest <= FLT_MAX;
+    const Ranges scale = finite ? range / Code::top : Ranges{} + std::bit_cast<float>(0x7fc00000u);
+    std::memcpy(scales, &scale, blocks * sizeof(float));
+    scales += blocks;
+    for (size_t b = 0; b < blocks; ++b) {
+      const uint64_t at = first + b * block;
+      for_block<Code>(std::min(block, end - at), [&](uint64_t elements) {
+        if (finite[b])
+          encode_block<Type, Code>(x + at * width, elements, inverse[b], codes + at);
+        else
+          std::memset(codes + at, 0, elements);
+      });
+    }
+  }
 }
 
 }  // namespace
