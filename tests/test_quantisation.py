@@ -1,4 +1,4 @@
-"""Rows as int8 and fp8_e4m3: dispatch and combine against the numpy of truth.py, bit for bit, and the bound of the error.
+"""Rows as int8 and fp8_e4m3: dispatch and combine against the numpy of truth.py, bit for bit; the bound of the error.
 
 The contract is docs/quantisation.md.
 """
@@ -35,7 +35,13 @@ from truth import (
 import xccl
 
 SHAPE = Shape(num_experts=5, hidden=300, max_tokens=6, topk=3)
-QUANTS = [("int8", None), (None, "int8"), ("fp8_e4m3", "int8"), ("int8", "fp8_e4m3"), ("fp8_e4m3", "fp8_e4m3")]
+QUANTS = [
+    ("int8", None),
+    (None, "int8"),
+    ("fp8_e4m3", "int8"),
+    ("int8", "fp8_e4m3"),
+    ("fp8_e4m3", "fp8_e4m3"),
+]
 
 
 def open_ep(comm, shape):
@@ -180,7 +186,11 @@ def test_every_instruction_set_gives_the_same_bits(threads, name, dtype):
             shape = Shape(4, hidden, 16, 4, dtype, dispatch_quant=quant, combine_quant=quant)
             rng = np.random.default_rng(hidden)
             batches = [
-                Batch(wild_values(rng, (16, hidden), dtype), rng.integers(-1, 4, (16, 4)), any_bits(rng, (16, 4), "float32"))
+                Batch(
+                    wild_values(rng, (16, hidden), dtype),
+                    rng.integers(-1, 4, (16, 4)),
+                    any_bits(rng, (16, 4), "float32"),
+                )
                 for _ in range(2)
             ]
             check(threads.variables(XCCL_KERNELS=name), shape, batches)
@@ -205,8 +215,16 @@ SPECIAL = {
     "halves go to the even code": ([127, 0.5, 1.5, -2.5], [127, 0, 2, -2], np.float32(1)),
     "a NaN makes the row NaN": ([1, np.nan, 2, 3], [0, 0, 0, 0], np.float32(np.nan)),
     "so does an infinity": ([1, 2, -np.inf, 3], [0, 0, 0, 0], np.float32(np.nan)),
-    "what is far below 2**-117 becomes zero": ([2.0**-140, 0, 0, -(2.0**-149)], [0, 0, 0, 0], TINY / np.float32(127)),
-    "what is not far below is kept": ([2.0**-120, 0, 0, -(2.0**-122)], [16, 0, 0, -4], TINY / np.float32(127)),
+    "what is far below 2**-117 becomes zero": (
+        [2.0**-140, 0, 0, -(2.0**-149)],
+        [0, 0, 0, 0],
+        TINY / np.float32(127),
+    ),
+    "what is not far below is kept": (
+        [2.0**-120, 0, 0, -(2.0**-122)],
+        [16, 0, 0, -4],
+        TINY / np.float32(127),
+    ),
     "the largest float does not become infinite": (
         [LARGEST, 0, 0, -LARGEST],
         [127, 0, 0, -127],
@@ -244,7 +262,9 @@ def bound_of_error(x, quant):
     x = np.abs(x.astype(np.float64))
     size = CODES[quant][2] or x.shape[1]
     span = np.repeat(
-        np.stack([x[:, at : at + size].max(axis=1) for at in range(0, x.shape[1], size)], axis=1), size, axis=1
+        np.stack([x[:, at : at + size].max(axis=1) for at in range(0, x.shape[1], size)], axis=1),
+        size,
+        axis=1,
     )[:, : x.shape[1]]
     span = np.maximum(span, 2.0**-117)
     if quant == "int8":
@@ -352,7 +372,9 @@ def past_the_caches(comm, shape):
 def test_rows_that_go_past_the_caches(either_provider):
     hidden = 1001  # rows that end anywhere in a line
     tokens = (48 << 20) // hidden
-    either_provider.run(past_the_caches, 2, Shape(2, hidden, tokens, 1, dispatch_quant="int8", combine_quant="int8"))
+    either_provider.run(
+        past_the_caches, 2, Shape(2, hidden, tokens, 1, dispatch_quant="int8", combine_quant="int8")
+    )
 
 
 def misuse(comm):
@@ -363,7 +385,9 @@ def misuse(comm):
     with xccl.ExpertParallel(comm, 4, 8, 4, 2, "float32", dispatch_quant="int8") as ep:
         d = ep.dispatch(np.ones((4, 8), np.float32), np.zeros((4, 2), np.int64), np.ones((4, 2), np.float32))
         told["rows has dtype int8"] = error_of(ep.combine, d.x, d)
-        told["x has dtype int8"] = error_of(ep.dispatch, np.ones((4, 8), np.int8), np.zeros((4, 2), np.int64), d.weights)
+        told["x has dtype int8"] = error_of(
+            ep.dispatch, np.ones((4, 8), np.int8), np.zeros((4, 2), np.int64), d.weights
+        )
         ep.combine(d.output_buffer(), d)
         d.release()
         told["released"] = error_of(lambda: d.scales)

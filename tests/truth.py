@@ -127,7 +127,9 @@ def quantised(x: np.ndarray[Any, Any], quant: str) -> tuple[np.ndarray[Any, Any]
     code, top, size = CODES[quant]
     rows, hidden = x.shape
     size = size or hidden
-    padded = np.zeros((rows, -(-hidden // size) * size), np.float32)  # of a shorter last block: zeros change nothing
+    padded = np.zeros(
+        (rows, -(-hidden // size) * size), np.float32
+    )  # of a shorter last block: zeros change nothing
     padded[:, :hidden] = x
     blocks = padded.reshape(rows, padded.shape[1] // size, size)
     with np.errstate(all="ignore"):

@@ -93,11 +93,17 @@ class Part:
 
     def _look_at(self, d: xccl.Dispatched) -> str | None:
         """Are some of the rows that came the right ones?"""
-        some = np.linspace(0, d.num_rows - 1, LOOKED_AT).astype(np.int64) if d.num_rows else np.zeros(0, np.int64)
+        some = (
+            np.linspace(0, d.num_rows - 1, LOOKED_AT).astype(np.int64)
+            if d.num_rows
+            else np.zeros(0, np.int64)
+        )
         found = d.x[some].astype(np.float32)
         if d.scales is not None:
             scales = np.array(d.scales).reshape(d.num_rows, -1)[some]
-            found *= np.repeat(scales, -(-self._work.hidden // scales.shape[1]), axis=1)[:, : self._work.hidden]
+            found *= np.repeat(scales, -(-self._work.hidden // scales.shape[1]), axis=1)[
+                :, : self._work.hidden
+            ]
         expected = self._everybodys[self._sources(d)[some]].view(BFLOAT16)
         return None if close(found, expected) else "dispatch brought other rows"
 

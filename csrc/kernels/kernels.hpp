@@ -43,7 +43,7 @@ using DequantisedSum = void (*)(void* y, const void* const* values, const float*
 struct Kernels {
   const char* name;
   WeightedSum float32, float16, bfloat16;
-  Reduce reductions[2][4];  // by operation and element type, in the order of their enumerations
+  Reduce reductions[2][4];    // by operation and element type, in the order of their enumerations
   Quantise quantisers[2][3];  // by quantisation but none, and the type of rows
   DequantisedSum dequantised_sums[2][3];
 

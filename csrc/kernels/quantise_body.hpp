@@ -47,7 +47,8 @@ template <class Type>
 inline float largest_magnitude(const unsigned char* x, size_t bytes) {
   using Lane = std::make_signed_t<typename Type::Bits>;
   using V = Vector<Lane, register_bytes / sizeof(Lane)>;
-  constexpr Lane all_but_sign = static_cast<Lane>(static_cast<typename Type::Bits>(~typename Type::Bits{0}) >> 1);
+  constexpr Lane all_but_sign =
+      static_cast<Lane>(static_cast<typename Type::Bits>(~typename Type::Bits{0}) >> 1);
   constexpr size_t one = sizeof(V), block = 4 * one;
   const auto larger = [](V a, V b) { return a > b ? a : b; };
   const auto magnitudes = [&](size_t at) { return load_vector<V>(x + at) & all_but_sign; };
@@ -76,14 +77,14 @@ inline Halves encode_step(const unsigned char* x, float inverse) {
   if constexpr (sizeof(typename Type::Bits) == 2) {
     const auto two_in_a_word = [&](size_t r) {
       const TwoFloats values = Type::load(load_vector<Word>(x + r * register_bytes));
-      return std::bit_cast<Halves>(Code::encode(inverse * values.low) |
-                                   Code::encode(inverse * values.high) << 8);
+      return std::bit_cast<Halves>(Code::encode(inverse * values.low) | Code::encode(inverse * values.high)
+                                                                            << 8);
     };
     return evens(two_in_a_word(0), two_in_a_word(1));
   } else {
     const auto two_in_a_long = [&](size_t r) {
-      const auto codes = std::bit_cast<Longs>(
-          Code::encode(inverse * Type::load(load_vector<Word>(x + r * register_bytes))));
+      const auto codes =
+          std::bit_cast<Longs>(Code::encode(inverse * Type::load(load_vector<Word>(x + r * register_bytes))));
       return std::bit_cast<Word>(codes | codes >> 24);
     };
     return evens(std::bit_cast<Halves>(evens(two_in_a_long(0), two_in_a_long(1))),

@@ -154,11 +154,11 @@ class CombineCall {
       out.weights[at] = weights_[i];
       out.rows[at] = place(member, record[ep_record::where] + row * row_bytes(), row_bytes());
       if (format_.quantised())
-        out.scales[at] = reinterpret_cast<const float*>(
-            place(member,
-                  record[ep_record::where] + format_.scales_at(record[ep_record::rows]) +
-                      row * format_.scale_bytes(),
-                  format_.scale_bytes()));
+        out.scales[at] = reinterpret_cast<const float*>(place(member,
+                                                              record[ep_record::where] +
+                                                                  format_.scales_at(record[ep_record::rows]) +
+                                                                  row * format_.scale_bytes(),
+                                                              format_.scale_bytes()));
       ++at, ++count;
     }
     return count;

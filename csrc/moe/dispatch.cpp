@@ -248,8 +248,8 @@ class DispatchCall {
       const int source = routing_->src_rank[row];
       const auto token = static_cast<uint64_t>(routing_->src_token[row]);
       const uint64_t offset = token * row_bytes(),
-                     scales_offset = format_.scales_at(heard(source)[ep_record::tokens]) +
-                                     token * format_.scale_bytes();
+                     scales_offset =
+                         format_.scales_at(heard(source)[ep_record::tokens]) + token * format_.scale_bytes();
       if (const std::byte* base = from[static_cast<size_t>(source)]) {
         past_caches ? stream_past_caches(to, base + offset, row_bytes())
                     : ep_.copy_(to, base + offset, row_bytes());

@@ -121,8 +121,7 @@ struct EpLayout {
     for (int64_t i = 0; i < shape.results; ++i) {
       x.push_back(take(shape.dispatch_format().bytes(worst / copies)));
       out.push_back(take(worst * shape.row_bytes()));
-      if (shape.combine_format().quantised())
-        quantised.push_back(take(shape.combine_format().bytes(worst)));
+      if (shape.combine_format().quantised()) quantised.push_back(take(shape.combine_format().bytes(worst)));
     }
   }
 

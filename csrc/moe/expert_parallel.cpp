@@ -79,15 +79,16 @@ void ExpertParallel::meet(double timeout) {
 }
 
 void ExpertParallel::require_agreement(const Card& mine, const std::vector<Card>& cards) const {
-  static constexpr std::pair<const char*, int64_t Card::*> fields[] = {{"num_experts", &Card::num_experts},
-                                                                       {"hidden", &Card::hidden},
-                                                                       {"max_tokens", &Card::max_tokens},
-                                                                       {"topk", &Card::topk},
-                                                                       {"dtype", &Card::dtype},
-                                                                       {"layout", &Card::layout},
-                                                                       {"results", &Card::results},
-                                                                       {"dispatch_quant", &Card::dispatch_quant},
-                                                                       {"combine_quant", &Card::combine_quant}};
+  static constexpr std::pair<const char*, int64_t Card::*> fields[] = {
+      {"num_experts", &Card::num_experts},
+      {"hidden", &Card::hidden},
+      {"max_tokens", &Card::max_tokens},
+      {"topk", &Card::topk},
+      {"dtype", &Card::dtype},
+      {"layout", &Card::layout},
+      {"results", &Card::results},
+      {"dispatch_quant", &Card::dispatch_quant},
+      {"combine_quant", &Card::combine_quant}};
   for (const auto& [name, field] : fields) {
     std::vector<int> differ;
     int64_t theirs = 0;

@@ -57,13 +57,13 @@ std::vector<PlanLine> plan(const EpShape& shape, int ranks, int rank, const Plan
       {text("rows received, ", results, " results"), results * pages(dispatched.bytes(x_rows)),
        results * pages(layout.x[0].bytes), "max_tokens, topk, results"},
       {text("experts' results (output buffers), ", results, " results"),
-       load.in_place ? 0 : results * pages(load.rows * shape.row_bytes()), results * pages(layout.out[0].bytes),
-       "max_tokens, topk, results; combine in place"},
+       load.in_place ? 0 : results * pages(load.rows * shape.row_bytes()),
+       results * pages(layout.out[0].bytes), "max_tokens, topk, results; combine in place"},
   };
   if (combined.quantised())
     out.push_back({text("experts' results, quantised, ", results, " results"),
-                     results * pages(combined.bytes(load.rows)), results * pages(layout.quantised[0].bytes),
-                     "max_tokens, topk, results"});
+                   results * pages(combined.bytes(load.rows)), results * pages(layout.quantised[0].bytes),
+                   "max_tokens, topk, results"});
   return out;
 }
 

@@ -253,8 +253,7 @@ void bind_expert_parallel(py::module_& m) {
       },
       py::arg("num_experts"), py::arg("hidden"), py::arg("max_tokens"), py::arg("topk"), py::arg("dtype"),
       py::arg("layout"), py::arg("results"), py::arg("dispatch_quant"), py::arg("combine_quant"),
-      py::arg("size"), py::arg("rank"), py::arg("tokens"),
-      py::arg("rows"), py::arg("in_place"));
+      py::arg("size"), py::arg("rank"), py::arg("tokens"), py::arg("rows"), py::arg("in_place"));
 }
 
 }  // namespace xccl::python

@@ -202,12 +202,11 @@ TEST("quantised rows stay right when ranks sleep between publishing and pulling"
   };
   for (const bool direct : {true, false})
     for (const Quant quant : {Quant::int8, Quant::fp8_e4m3})
-      test::on_ranks(3, test::local_config(direct),
-                     [&](Communicator&, std::shared_ptr<Communicator> comm) {
-                       EpShape shape{5, 200, 9, 2, RowType::float32};
-                       shape.dispatch_quant = shape.combine_quant = quant;
-                       play_quantised(comm, shape, 40);
-                     });
+      test::on_ranks(3, test::local_config(direct), [&](Communicator&, std::shared_ptr<Communicator> comm) {
+        EpShape shape{5, 200, 9, 2, RowType::float32};
+        shape.dispatch_quant = shape.combine_quant = quant;
+        play_quantised(comm, shape, 40);
+      });
   test_point_hook = nullptr;
 }
 

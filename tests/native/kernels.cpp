@@ -184,7 +184,8 @@ std::string slow_dequantise(Quant quant, const QuantisedRow& row, size_t hidden)
 // Replaces what is infinite or not a number.
 void make_finite(ElementType type, std::string& row, size_t hidden) {
   for (size_t i = 0; i < hidden; ++i)
-    if (!std::isfinite(load(type, row.data(), i))) std::memset(&row[element_bytes(type) * i], 0, element_bytes(type));
+    if (!std::isfinite(load(type, row.data(), i)))
+      std::memset(&row[element_bytes(type) * i], 0, element_bytes(type));
 }
 
 bool same(const std::vector<float>& a, const std::vector<float>& b) {
