@@ -95,6 +95,10 @@ INVALID = {
         lambda c: lib.xccl_ep_create(c, ep_config(dtype=lib.XCCL_INT64), DEFAULT, ffi.new("xccl_ep **")),
         "dtype is 4",
     ),
+    "a quantisation that there is not": (
+        lambda c: lib.xccl_ep_create(c, ep_config(combine_quant=7), DEFAULT, ffi.new("xccl_ep **")),
+        "combine_quant is 7",
+    ),
     "rank without rank_count": (
         lambda c: lib.xccl_comm_create(config("xccl_comm_config", rank=0), ffi.new("xccl_comm **")),
         "rank_count",

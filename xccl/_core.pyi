@@ -32,6 +32,8 @@ def plan(
     dtype: str,
     layout: str,
     results: int,
+    dispatch_quant: str | None,
+    combine_quant: str | None,
     size: int,
     rank: int,
     tokens: int,
@@ -171,6 +173,7 @@ class Dispatched:
     @property
     def released(self) -> bool: ...
     def rows(self) -> _Array: ...
+    def scales(self) -> _Array | None: ...
     def release(self) -> None: ...
 
 class ExpertParallel:
@@ -185,6 +188,8 @@ class ExpertParallel:
         np_dtype: np.dtype[Any],
         layout: str,
         results: int,
+        dispatch_quant: str | None,
+        combine_quant: str | None,
         timeout: float,
     ) -> None: ...
     @property

@@ -64,6 +64,8 @@ EpShape shape_of(const xccl_ep_config& config) {
   shape.topk = config.topk;
   shape.results = config.results;
   shape.layout = static_cast<RowLayout>(config.layout);
+  shape.dispatch_quant = static_cast<Quant>(config.dispatch_quant);
+  shape.combine_quant = static_cast<Quant>(config.combine_quant);
   switch (static_cast<int>(config.dtype)) {
     case XCCL_FLOAT32:
     case XCCL_FLOAT16:

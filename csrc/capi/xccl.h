@@ -492,7 +492,8 @@ xccl_status xccl_comm_reduce_scatter_v(xccl_comm* comm, const void* mine, const 
  *
  * Results are bit for bit the same whatever the number of ranks, the order of arrival and the instruction set:
  * in top-k order, acc = round32(w * row) for the first expert, then acc = round32(acc + round32(w * row)),
- * without fused multiply-add, and one rounding to nearest even to the type of rows at the end. */
+ * without fused multiply-add, and one rounding to nearest even to the type of rows at the end. Rows that combine has
+ * quantised are first round32(scale * code). */
 
 typedef struct xccl_ep xccl_ep;
 
@@ -500,6 +501,13 @@ typedef struct xccl_ep xccl_ep;
  * token once, and in xccl_result_index() which of them each row is of: a quarter of the bytes and less, for kernels
  * that gather. Results go back expert by expert in both. */
 typedef enum xccl_row_layout { XCCL_LAYOUT_EXPERT = 1, XCCL_LAYOUT_TOKEN = 2 } xccl_row_layout;
+
+/* What rows are while they travel: as they are; or a byte an element and float scales beside, about half of the bytes of
+ * 16-bit rows. XCCL_QUANT_INT8: whole numbers -127 to 127, one scale for each row. XCCL_QUANT_FP8_E4M3: 8-bit floating
+ * point numbers (4 bits of exponent, 3 of fraction, no infinities), one scale for each 128 elements of a row; the last
+ * block may be shorter. An element stands for scale * code. docs/quantisation.md has the rounding, what becomes of NaN
+ * and infinities, and a bound of the error. */
+typedef enum xccl_quant { XCCL_QUANT_NONE = 0, XCCL_QUANT_INT8 = 1, XCCL_QUANT_FP8_E4M3 = 2 } xccl_quant;
 
 /* Its shape: the same on all ranks. Make one with xccl_ep_config_init(), then fill in the first four numbers.
  * size         of this struct, as the program knows it; set by xccl_ep_config_init().
@@ -510,7 +518,11 @@ typedef enum xccl_row_layout { XCCL_LAYOUT_EXPERT = 1, XCCL_LAYOUT_TOKEN = 2 } x
  * topk         experts per token.
  * results      how many results of dispatch may be alive at once; 2 by default.
  * dtype        of rows: XCCL_FLOAT32, XCCL_FLOAT16 or XCCL_BFLOAT16, which is the default.
- * layout       of what a dispatch brings; XCCL_LAYOUT_EXPERT by default. */
+ * layout       of what a dispatch brings; XCCL_LAYOUT_EXPERT by default.
+ * dispatch_quant  how dispatch moves rows; XCCL_QUANT_NONE by default. Else xccl_result_x() has codes, and
+ *              xccl_result_scales() what belongs to them. x is given in `dtype` in any case, and so are results.
+ * combine_quant  how combine moves the results, which it quantises first; XCCL_QUANT_NONE by default. In the sum each
+ *              row is round32(scale * code). */
 typedef struct xccl_ep_config {
   size_t size;
   int64_t num_experts;
@@ -520,6 +532,8 @@ typedef struct xccl_ep_config {
   int64_t results;
   xccl_dtype dtype;
   xccl_row_layout layout;
+  xccl_quant dispatch_quant;
+  xccl_quant combine_quant;
 } xccl_ep_config;
 
 /* Fills in the defaults. `size` is sizeof(xccl_ep_config). */
@@ -556,7 +570,8 @@ typedef struct xccl_result xccl_result;
 /* Which row came from where, and the way back. Small. */
 typedef struct xccl_routing xccl_routing;
 
-/* Memory for `tokens` rows of the next dispatch, (tokens, hidden), which then copies nothing first. Optional.
+/* Memory for `tokens` rows of the next dispatch, (tokens, hidden), which then copies nothing first, unless it quantises.
+ * Optional.
  * Two are used in turn, so it is valid until the next but one call of this function, and until the xccl_ep is
  * closed. It waits, rarely, until all ranks have pulled what was last dispatched from it.
  * Errors: XCCL_INVALID_ARGUMENT if `tokens` exceeds max_tokens; XCCL_OUT_OF_MEMORY, XCCL_TIMEOUT, XCCL_PEER_LOST,
@@ -579,10 +594,15 @@ xccl_status xccl_ep_dispatch(xccl_ep* ep, const void* x, int64_t tokens, const v
 xccl_status xccl_ep_dispatch_again(xccl_ep* ep, const void* x, int64_t tokens, const xccl_routing* routing,
                                    double timeout, xccl_result** result_out);
 
-/* The rows that came: (rows, hidden), in the order (local expert, source rank, source token). Writable, so
+/* The rows that came: (rows, hidden), in the order (local expert, source rank, source token); of the type of rows, or if
+ * dispatch quantises codes of a byte each, whose scales are in xccl_result_scales(). Writable, so
  * experts may work in place. In XCCL_LAYOUT_TOKEN the tokens that came, each once, in the order (source rank, source
  * token). Valid until the result is released. NULL once it is; where there are no rows it may be NULL too. */
 void* xccl_result_x(const xccl_result* result);
+
+/* The scales of xccl_result_x(), if dispatch quantises: one float for each of its rows with XCCL_QUANT_INT8,
+ * (rows, ceil(hidden / 128)) with XCCL_QUANT_FP8_E4M3. Else NULL; otherwise as xccl_result_x(). */
+float* xccl_result_scales(const xccl_result* result);
 
 /* How many rows: of results in any layout; and of xccl_result_x(), which differs only in XCCL_LAYOUT_TOKEN. */
 int64_t xccl_result_row_count(const xccl_result* result);
@@ -602,8 +622,9 @@ const int64_t* xccl_result_counts(const xccl_result* result);
 xccl_status xccl_result_output_buffer(xccl_result* result, double timeout, void** buffer_out);
 
 /* Brings the experts' results back and sums them, weighted, for each token. Collective; one synchronisation.
- * rows     (rows, hidden): the result for each token and expert, expert by expert. The output buffer and, but in
- *          XCCL_LAYOUT_TOKEN, xccl_result_x() itself are not copied; other ranks may read them until the next dispatch, combine or
+ * rows     (rows, hidden): the result for each token and expert, expert by expert, dtype of the xccl_ep. The output
+ *          buffer and, but in XCCL_LAYOUT_TOKEN or if dispatch quantises, xccl_result_x() itself are not copied, unless
+ *          combine quantises; other ranks may read them until the next dispatch, combine or
  *          xccl_result_output_buffer() here returns, so write to them again only after that.
  * weights  (tokens, topk) float instead of those given to dispatch; may be NULL.
  * y_out    (tokens, hidden), in the order of the tokens given to dispatch; zeros for a token without experts.
@@ -649,7 +670,8 @@ typedef struct xccl_plan xccl_plan;
  * tokens      dispatched by this rank per call; -1, the default: max_tokens.
  * rows        received by this rank per call at the most; -1, the default: what an even spread of as many tokens on
  *             every rank brings.
- * in_place    nonzero: combine is always given xccl_result_x() itself, so output buffers are never used. */
+ * in_place    nonzero: combine is always given xccl_result_x() itself, so output buffers are never used. Not where
+ *             dispatch quantises. */
 typedef struct xccl_plan_load {
   size_t size;
   int rank_count;

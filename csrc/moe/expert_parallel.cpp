@@ -10,7 +10,7 @@ namespace xccl {
 
 // What members tell each other when an ExpertParallel is made.
 struct ExpertParallel::Card {
-  int64_t num_experts, hidden, max_tokens, topk, dtype, layout, results;
+  int64_t num_experts, hidden, max_tokens, topk, dtype, layout, results, dispatch_quant, combine_quant;
   uint64_t board_offset;
   RegionKey region;
   uint64_t oldest_open;  // all ExpertParallel objects made before this one are closed on that rank
@@ -57,6 +57,8 @@ void ExpertParallel::meet(double timeout) {
                   static_cast<int64_t>(shape_.dtype),
                   static_cast<int64_t>(shape_.layout),
                   shape_.results,
+                  static_cast<int64_t>(shape_.dispatch_quant),
+                  static_cast<int64_t>(shape_.combine_quant),
                   board_offset_,
                   memory_->region().key,
                   comm_->oldest_open()};
@@ -77,13 +79,16 @@ void ExpertParallel::meet(double timeout) {
 }
 
 void ExpertParallel::require_agreement(const Card& mine, const std::vector<Card>& cards) const {
-  static constexpr std::pair<const char*, int64_t Card::*> fields[] = {{"num_experts", &Card::num_experts},
-                                                                       {"hidden", &Card::hidden},
-                                                                       {"max_tokens", &Card::max_tokens},
-                                                                       {"topk", &Card::topk},
-                                                                       {"dtype", &Card::dtype},
-                                                                       {"layout", &Card::layout},
-                                                                       {"results", &Card::results}};
+  static constexpr std::pair<const char*, int64_t Card::*> fields[] = {
+      {"num_experts", &Card::num_experts},
+      {"hidden", &Card::hidden},
+      {"max_tokens", &Card::max_tokens},
+      {"topk", &Card::topk},
+      {"dtype", &Card::dtype},
+      {"layout", &Card::layout},
+      {"results", &Card::results},
+      {"dispatch_quant", &Card::dispatch_quant},
+      {"combine_quant", &Card::combine_quant}};
   for (const auto& [name, field] : fields) {
     std::vector<int> differ;
     int64_t theirs = 0;
@@ -91,10 +96,12 @@ void ExpertParallel::require_agreement(const Card& mine, const std::vector<Card>
       if (cards[static_cast<size_t>(member)].*field != mine.*field)
         differ.push_back(member), theirs = cards[static_cast<size_t>(member)].*field;
     if (differ.empty()) continue;
-    const auto show = [&](int64_t value) {
-      return field == &Card::dtype    ? std::string(element_type_name(static_cast<RowType>(value)))
-             : field == &Card::layout ? std::string(row_layout_name(static_cast<RowLayout>(value)))
-                                      : std::to_string(value);
+    const auto show = [&](int64_t value) -> std::string {
+      if (field == &Card::dtype) return element_type_name(static_cast<RowType>(value));
+      if (field == &Card::layout) return row_layout_name(static_cast<RowLayout>(value));
+      if (field == &Card::dispatch_quant || field == &Card::combine_quant)
+        return quant_name(static_cast<Quant>(value));
+      return std::to_string(value);
     };
     throw Error(Status::Mismatch,
                 text("ExpertParallel: rank ", comm_->job_rank(comm_->rank()), " has ", name, "=",
