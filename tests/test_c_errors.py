@@ -44,6 +44,12 @@ WORDS = ffi.new("uint64_t[8]", [1] * 8)
 INVALID = {
     "a NULL communicator": (lambda c: lib.xccl_comm_barrier(NULL, DEFAULT), "comm is NULL"),
     "a NULL output": (lambda c: lib.xccl_comm_create(NULL, NULL), "comm_out is NULL"),
+    "nowhere to put the survivors": (
+        lambda c: lib.xccl_comm_shrink(c, DEFAULT, NULL),
+        "survivors_out is NULL",
+    ),
+    "shrink without end": (lambda c: lib.xccl_comm_shrink(c, 0, ffi.new("xccl_comm **")), "timeout=0"),
+    "no request to cancel": (lambda c: lib.xccl_request_cancel(NULL, NULL), "request is NULL"),
     "NULL data": (lambda c: lib.xccl_comm_send(c, NULL, 8, 0, 0, DEFAULT), "data is NULL"),
     "no such rank": (lambda c: lib.xccl_comm_send(c, NULL, 0, 3, 0, DEFAULT), "3"),
     "a negative tag": (lambda c: lib.xccl_comm_send(c, NULL, 0, 0, -4, DEFAULT), "-4"),
@@ -88,6 +94,10 @@ INVALID = {
     "rows of a type that is not for rows": (
         lambda c: lib.xccl_ep_create(c, ep_config(dtype=lib.XCCL_INT64), DEFAULT, ffi.new("xccl_ep **")),
         "dtype is 4",
+    ),
+    "a quantisation that there is not": (
+        lambda c: lib.xccl_ep_create(c, ep_config(combine_quant=7), DEFAULT, ffi.new("xccl_ep **")),
+        "combine_quant is 7",
     ),
     "rank without rank_count": (
         lambda c: lib.xccl_comm_create(config("xccl_comm_config", rank=0), ffi.new("xccl_comm **")),
@@ -416,6 +426,8 @@ def in_the_child():
     for call in (
         lambda: lib.xccl_comm_barrier(comm, DEFAULT),
         lambda: lib.xccl_comm_split(comm, 0, 0, DEFAULT, ffi.cast("xccl_comm **", OUT)),
+        lambda: lib.xccl_comm_shrink(comm, DEFAULT, ffi.cast("xccl_comm **", OUT)),
+        lambda: lib.xccl_request_cancel(receive, ffi.new("int *")),
         lambda: lib.xccl_comm_send(comm, NULL, 0, 0, 1, DEFAULT),
         lambda: lib.xccl_comm_iprobe(comm, 0, 1, ffi.new("xccl_message *")),
         lambda: lib.xccl_request_test(receive, NULL),

@@ -6,6 +6,7 @@ Dispatch and combine are in test_c_moe.py, errors in test_c_errors.py, building 
 from __future__ import annotations
 
 import re
+import time
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ from c_api import (
     must,
     text,
 )
+from ranks import mark, marked, wait_until
 
 import xccl
 from xccl import _core
@@ -139,6 +141,77 @@ def test_split_groups_by_color_and_orders_by_key(either_provider):
     assert found == [(True, groups[r % 2].index(r), groups[r % 2]) for r in range(5)]
 
 
+def go_on_without(part):
+    with joined(part) as comm:
+        if part.rank == 1:
+            must(lib.xccl_comm_abort(comm, b"enough"))
+            refused = lib.xccl_comm_shrink(comm, DEFAULT, ffi.new("xccl_comm **"))
+            return refused, text(lib.xccl_error_message())
+        assert lib.xccl_comm_barrier(comm, DEFAULT) == lib.XCCL_PEER_FAILED
+        survivors = made("xccl_comm", lib.xccl_comm_shrink, comm, DEFAULT)
+        assert lib.xccl_comm_barrier(comm, DEFAULT) == lib.XCCL_PEER_FAILED
+        mine, got = np.array([part.rank]), np.zeros(lib.xccl_comm_size(survivors), np.int64)
+        must(lib.xccl_comm_all_gather(survivors, at(mine), 8, DEFAULT, at(got)))
+        where = lib.xccl_comm_rank(survivors)
+        lib.xccl_comm_destroy(survivors)
+        return where, got.tolist()
+
+
+def test_survivors_shrink_a_communicator(either_provider):
+    first, (refused, why), *others = either_provider.run(go_on_without, 4, joins=False)
+    assert [first, *others] == [(0, [0, 2, 3]), (1, [0, 2, 3]), (2, [0, 2, 3])]
+    assert refused == lib.XCCL_CLOSED
+    assert why.startswith("xccl_comm_shrink: ")
+    assert "has aborted the communicator" in why
+
+
+def shrink_alone(part, folder):
+    with joined(part) as comm:
+        if part.rank == 0:
+            status = lib.xccl_comm_shrink(comm, 0.05, ffi.new("xccl_comm **"))
+            told = (status, text(lib.xccl_error_operation()), text(lib.xccl_error_phase()))
+            mark(folder, "late")
+        else:
+            wait_until(lambda: marked(folder, "late"), "rank 0 has given up")
+            told = None
+        lib.xccl_comm_destroy(made("xccl_comm", lib.xccl_comm_shrink, comm, DEFAULT))
+        must(lib.xccl_comm_barrier(comm, DEFAULT))
+        return told
+
+
+def test_shrink_can_be_called_again_when_ranks_were_late(either_provider, tmp_path):
+    told = either_provider.run(shrink_alone, 2, tmp_path, joins=False)[0]
+    assert told == (lib.XCCL_TIMEOUT, "shrink", "meeting")
+
+
+def wait_and_tell(part):
+    with joined(part) as comm:
+        waits = ffi.new("xccl_wait[]", part.size * part.size)
+        if part.rank == 1:
+            time.sleep(0.5)
+        for _ in range(2):
+            must(lib.xccl_comm_barrier(comm, DEFAULT))
+        must(lib.xccl_comm_wait_stats(comm, waits))
+        told = [(one.count, one.total, one.longest) for one in waits]
+        must(lib.xccl_comm_barrier(comm, DEFAULT))
+        must(lib.xccl_comm_reset_wait_stats(comm))
+        must(lib.xccl_comm_wait_stats(comm, waits))
+        assert sum(waits[part.rank * part.size + other].count for other in range(part.size)) == 0
+        must(lib.xccl_comm_barrier(comm, DEFAULT))
+        with pytest.raises(CError, match="waits is NULL"):
+            must(lib.xccl_comm_wait_stats(comm, NULL))
+        return told
+
+
+def test_wait_statistics_tell_who_was_late(either_provider):
+    for told in either_provider.run(wait_and_tell, 3, joins=False):
+        for waiter in (0, 2):
+            count, total, longest = told[waiter * 3 + 1]
+            assert count >= 1
+            assert total >= longest >= 0.3
+        assert told[1 * 3 + 0][1] < 0.3
+
+
 def outlive(part):
     comm = created(part)
     sub = made("xccl_comm", lib.xccl_comm_split, comm, 0, part.rank, DEFAULT)
@@ -205,6 +278,30 @@ def talk(part):
 
 def test_messages_of_every_kind(ranks):
     ranks.run(talk, 3, joins=False)
+
+
+def change_ones_mind(part):
+    withdrawn, got = ffi.new("int *"), np.zeros(100_000, np.uint8)
+    with joined(part) as comm:
+        told = []
+        for size in (40, got.size):  # buffered, and so sent; announced
+            send = made("xccl_request", lib.xccl_comm_isend, comm, at(got), size, part.rank, 1)
+            must(lib.xccl_request_cancel(send, withdrawn))
+            told.append((withdrawn[0], lib.xccl_request_wait(send, DEFAULT, NULL)))
+            lib.xccl_request_destroy(send)
+        receive = made("xccl_request", lib.xccl_comm_irecv, comm, part.rank, 2, at(got), 4)
+        must(lib.xccl_request_cancel(receive, withdrawn))
+        told.append((withdrawn[0], lib.xccl_request_test(receive, NULL)))
+        lib.xccl_request_destroy(receive)
+        must(lib.xccl_comm_recv(comm, part.rank, lib.XCCL_ANY_TAG, DEFAULT, at(got), 40, NULL))
+        info = ffi.new("xccl_message *")
+        assert lib.xccl_comm_iprobe(comm, part.rank, lib.XCCL_ANY_TAG, info) == lib.XCCL_PENDING
+        return told
+
+
+def test_requests_are_cancelled_while_unmatched(ranks):
+    told = ranks.run(change_ones_mind, 1, joins=False)[0]
+    assert told == [(0, lib.XCCL_OK), (1, lib.XCCL_CLOSED), (1, lib.XCCL_CLOSED)]
 
 
 def half_a_sendrecv(part):

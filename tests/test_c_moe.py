@@ -148,6 +148,50 @@ def test_in_layout_token_each_token_comes_once(ranks):
         assert y.tobytes() == truth.combined(batches[rank], shape).tobytes()
 
 
+def quantised(part, quant):
+    """Dispatch and combine with quantised rows; the codes and scales that came, and the sums."""
+    batch = batch_of(part.rank, 4)
+    y = np.zeros_like(batch.x)
+    with joined(part) as comm:
+        ep = made(
+            "xccl_ep", lib.xccl_ep_create, comm, ep_config(dispatch_quant=quant, combine_quant=quant), DEFAULT
+        )
+        given = at(batch.x), len(batch.x), at(batch.topk_idx), lib.XCCL_INT64
+        weights = as_type("float", batch.topk_weights)
+        d = made("xccl_result", lib.xccl_ep_dispatch, ep, *given, weights, DEFAULT)
+        count = lib.xccl_result_row_count(d)
+        codes = copied(lib.xccl_result_x(d), count * SHAPE.hidden, np.uint8).reshape(count, -1)
+        scales = copied(lib.xccl_result_scales(d), count, np.float32)  # hidden 5: one block
+        refused = ""
+        if count:
+            with pytest.raises(CError, match="quantised") as caught:
+                must(lib.xccl_ep_combine(ep, lib.xccl_result_x(d), d, NULL, DEFAULT, at(y)))
+            refused = caught.value.status
+        results = np.ones((count, SHAPE.hidden), batch.x.dtype)
+        must(lib.xccl_ep_combine(ep, at(results), d, NULL, DEFAULT, at(y)))
+        lib.xccl_result_release(d)
+        assert lib.xccl_result_scales(d) == NULL
+        lib.xccl_result_destroy(d)
+        lib.xccl_ep_destroy(ep)
+    return codes, scales, y, refused
+
+
+@pytest.mark.parametrize("quant", truth.CODES)
+def test_rows_are_quantised_as_from_python(ranks, quant):
+    number = {"int8": lib.XCCL_QUANT_INT8, "fp8_e4m3": lib.XCCL_QUANT_FP8_E4M3}[quant]
+    batches = [batch_of(rank, 4) for rank in range(3)]
+    for rank, (codes, scales, y, refused) in enumerate(ranks.run(quantised, 3, number, joins=False)):
+        expected, expected_scales = truth.quantised(truth.dispatched(rank, batches, SHAPE).x, quant)
+        assert codes.tobytes() == expected.tobytes()
+        assert scales.tobytes() == expected_scales.tobytes()
+        assert refused == "XCCL_INVALID_ARGUMENT" or not len(codes)
+
+        def ones(expert, row):
+            return truth.dequantised(*truth.quantised(np.ones_like(row)[None], quant))[0]
+
+        assert y.tobytes() == truth.combined(batches[rank], SHAPE, ones).tobytes()
+
+
 def destroy_in_a_strange_order(part):
     comm = created(part)
     ep = made("xccl_ep", lib.xccl_ep_create, comm, ep_config(), DEFAULT)
@@ -179,17 +223,19 @@ def test_handles_may_be_given_back_in_any_order(either_provider):
     either_provider.run(destroy_in_a_strange_order, 2, joins=False)
 
 
-def test_the_plan_is_that_of_python():
+@pytest.mark.parametrize("quant", [None, "int8"])
+def test_the_plan_is_that_of_python(quant):
     shape = {"num_experts": 16, "hidden": 96, "max_tokens": 32, "topk": 4}
+    given = {**shape, "combine_quant": lib.XCCL_QUANT_INT8 if quant else lib.XCCL_QUANT_NONE}
     load = config("xccl_plan_load", rank_count=4, rank=3, tokens=20)
-    plan = made("xccl_plan", lib.xccl_plan_create, config("xccl_ep_config", **shape), load)
+    plan = made("xccl_plan", lib.xccl_plan_create, config("xccl_ep_config", **given), load)
     count = ffi.new("size_t *")
     lines = lib.xccl_plan_lines(plan, count)
     found = [
         (text(lines[i].what), lines[i].committed, lines[i].reserved, text(lines[i].shrink))
         for i in range(count[0])
     ]
-    expected = xccl.ExpertParallel.plan(4, **shape, rank=3, tokens=20).lines
+    expected = xccl.ExpertParallel.plan(4, **shape, combine_quant=quant, rank=3, tokens=20).lines
     assert found == [(line.what, line.committed, line.reserved, line.shrink) for line in expected]
     lib.xccl_plan_destroy(plan)
 

@@ -244,6 +244,29 @@ def test_an_exception_in_a_with_block_is_told_to_the_others(ranks):
         assert "LookupError: the cause, with ümlauts" in str(error)
 
 
+def fail_while_others_wait_elsewhere(part, folder):
+    """Rank 1 fails in its block; the others wait for it in a sub-group and in a shrunk duplicate."""
+    try:
+        with part.init() as comm:
+            sub, copy = comm.split(0), comm.shrink()
+            nested = sub.split(0)
+            mark(folder, f"made-{comm.rank}")
+            if comm.rank == 1:
+                wait_until(lambda: all(marked(folder, f"made-{rank}") for rank in range(4)), "all are made")
+                raise LookupError("the cause")
+            return error_of({0: nested, 2: copy, 3: sub}[comm.rank].barrier)
+    except LookupError:
+        return None
+
+
+def test_an_exception_is_told_in_all_communicators_made_of_the_one_it_leaves(ranks, tmp_path):
+    first, _, *others = ranks.run(fail_while_others_wait_elsewhere, 4, tmp_path, joins=False)
+    for error in (first, *others):
+        assert type(error) is xccl.PeerFailed
+        assert error.ranks == [1]
+        assert "LookupError: the cause" in str(error)
+
+
 def abort(comm):
     # Only when nobody is in the barrier any more: its last word to a rank need not be rank 0's.
     comm.barrier()
@@ -260,7 +283,8 @@ def test_abort_tells_everybody_the_reason_and_a_long_one_is_cut(either_provider)
     mine, *others = either_provider.run(abort, 3)
     for error in mine:
         assert type(error) is xccl.Error
-        assert "enough" in str(error)
+        assert "this rank has aborted the communicator: enough" in str(error)
+        assert error.op == "abort"
     for error, refusal in others:
         assert type(error) is type(refusal) is xccl.PeerFailed
         assert error.ranks == [0]

@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 import time
+import weakref
 from typing import Any
 
 import hypothesis
@@ -16,7 +17,7 @@ import hypothesis.strategies as st
 import ml_dtypes
 import numpy as np
 import pytest
-from ranks import Ranks, mark, marked, sleeps_steadily, wait_until
+from ranks import Ranks, error_of, mark, marked, sleeps_steadily, wait_until
 
 import xccl
 from xccl import _core
@@ -316,6 +317,80 @@ def timeouts(comm):
 
 def test_who_gives_up_has_taken_and_sent_nothing_and_may_try_again(ranks):
     assert ranks.run(timeouts, 2) == [True, True]
+
+
+def cancelled(comm):
+    y = np.zeros(200_000, np.uint8)
+    for in_area in (False, True):
+        x = array_of(comm, 200_000, in_area)
+        if comm.rank == 0:
+            for size in (40, 4000):  # buffered, and so sent
+                x[:] = 1
+                request = comm.isend(x[:size], 1, tag=1)
+                assert request.cancel() is False
+                assert request.wait().nbytes == size
+            request = comm.isend(x, 1, tag=1)
+            assert request.cancel() is True
+            assert request.cancel() is True
+            assert request.done
+            with pytest.raises(xccl.Closed, match="this request has been cancelled"):
+                request.wait()
+            with pytest.raises(xccl.Closed):
+                request.test()
+            x[:] = 2
+            comm.barrier()
+            comm.send(x, 1, tag=1)
+            comm.barrier()
+            continue
+        first = comm.irecv(y, 0, tag=9)
+        assert first.cancel() is True
+        with pytest.raises(xccl.Closed):
+            first.wait()
+        for size in (40, 4000):
+            comm.recv(y[:size], 0, tag=1)
+            assert (y[:size] == 1).all()
+        comm.barrier()
+        request = comm.irecv(y, 0, tag=1)
+        while not request.test():
+            pass
+        assert request.cancel() is False
+        assert (y == 2).all()
+        assert comm.iprobe() is None
+        comm.barrier()
+    return True
+
+
+def test_a_request_is_cancelled_while_nothing_has_matched_it(ranks):
+    assert ranks.run(cancelled, 2) == [True, True]
+
+
+def let_go_of_a_cancelled_array(comm):
+    x = np.zeros(200_000, np.uint8)
+    alive = weakref.ref(x)
+    request = comm.isend(x, comm.rank, tag=1)
+    del x
+    assert alive() is not None
+    assert request.cancel()
+    return alive() is None
+
+
+def test_a_cancelled_request_lets_go_of_its_array(ranks):
+    assert ranks.run(let_go_of_a_cancelled_array, 1) == [True]
+
+
+def cancel_after_the_end(comm, folder):
+    request = comm.irecv(np.empty(8, np.uint8), 1 - comm.rank)
+    mark(folder, f"{comm.rank}")
+    if comm.rank == 0:
+        wait_until(lambda: marked(folder, "1"), "rank 1 has its request")
+        comm.abort("enough")
+    error = error_of(comm.barrier)
+    return type(error), type(error_of(request.cancel))
+
+
+def test_after_a_failure_cancel_tells_the_first_cause(either_provider, tmp_path):
+    found = either_provider.run(cancel_after_the_end, 2, tmp_path)
+    assert found == [(xccl.Error,) * 2, (xccl.PeerFailed,) * 2]
 
 
 def views(comm):

@@ -8,6 +8,7 @@ from dataclasses import replace
 import hypothesis
 import numpy as np
 import pytest
+import test_quantisation as quantisation
 from hypothesis import strategies as st
 from ranks import error_of
 from test_dispatch_combine import shape_arguments
@@ -89,16 +90,19 @@ def check(ranks, size, shape, placements, rounds, shared=()):
 
 
 @st.composite
-def placed_rounds(draw):
+def placed_rounds(draw, hidden=range(1, 10), quants=((None, None),)):
     """A shape, placements with the same slots, shared experts, and a batch per rank for each placement."""
+    dispatch_quant, combine_quant = draw(st.sampled_from(quants), "quantisation")
     size = draw(st.sampled_from([1, 2, 3, 4]), "ranks")
     shape = Shape(
         num_experts=draw(st.integers(1, 6), "experts"),
-        hidden=draw(st.integers(1, 9), "hidden"),
+        hidden=draw(st.sampled_from(hidden), "hidden"),
         max_tokens=draw(st.integers(1, 7), "max_tokens"),
         topk=draw(st.integers(1, 4), "topk"),
         dtype=draw(st.sampled_from(list(DTYPES)), "dtype"),
         layout=draw(st.sampled_from(["expert", "token"]), "layout"),
+        dispatch_quant=dispatch_quant,
+        combine_quant=combine_quant,
     )
     shared = draw(st.lists(st.integers(0, shape.num_experts - 1), max_size=2, unique=True), "shared")
     slots = draw(st.lists(st.integers(0, 4), min_size=size, max_size=size), "slots")
@@ -120,6 +124,30 @@ def placed_rounds(draw):
 def test_any_placement_gives_the_rows_and_sums_of_the_truth(ranks, job):
     size, shape, placements, rounds, shared = job
     check(ranks, size, shape, placements, rounds, shared)
+
+
+def quantised_rounds(comm, shape, shared, placements, rounds):
+    """Under each placement a round of quantised rows, and another with the same routing."""
+    found = []
+    with quantisation.open_ep(comm, shape, placement=placements[0], shared_experts=shared) as ep:
+        for number, (placement, batches) in enumerate(zip(placements, rounds, strict=True)):
+            if number > 0:
+                ep.set_placement(placement)
+            *fresh, routing = quantisation.one_round(ep, batches[comm.rank], shape)
+            *again, _ = quantisation.one_round(ep, batches[comm.rank], shape, routing)
+            found.append((fresh, again))
+    return found
+
+
+@hypothesis.given(placed_rounds(hidden=[1, 2, 9, 127, 129, 300], quants=quantisation.QUANTS))
+@hypothesis.settings(max_examples=30)
+def test_quantised_rows_go_with_any_placement_and_shared_experts(ranks, job):
+    size, shape, placements, rounds, shared = job
+    found = ranks.run(quantised_rounds, size, shape, shared, placements, rounds)
+    for number, (placement, batches) in enumerate(zip(placements, rounds, strict=True)):
+        for kind in (0, 1):
+            each = [of_rank[number][kind] for of_rank in found]
+            quantisation.compare(each, shape, batches, placement, shared)
 
 
 PLACEMENTS = {

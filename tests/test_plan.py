@@ -17,14 +17,21 @@ SHAPES = {
     "few tokens": (Shape(8, 64, 4, 2), 4),
     "experts do not divide": (Shape(7, 1000, 100, 3, "float16"), 4),
     "each token once": (Shape(16, 512, 256, 4, layout="token"), 2),
+    "rows as int8": (Shape(16, 512, 256, 4, dispatch_quant="int8", combine_quant="int8"), 2),
+    "fp8 one way, each token once": (Shape(16, 700, 256, 4, layout="token", dispatch_quant="fp8_e4m3"), 2),
+    "int8 back only": (Shape(8, 4096, 32, 2, "float32", combine_quant="int8"), 3),
 }
+
+
+def options(shape):
+    return {name: getattr(shape, name) for name in ("layout", "dispatch_quant", "combine_quant")}
 
 
 def use_as_planned(comm, shape):
     """Rounds of every kind, all with as many tokens as may be; returns what was taken and what had been planned."""
     rng = np.random.default_rng(comm.rank)
     most = 0
-    with xccl.ExpertParallel(comm, *shape_arguments(shape), layout=shape.layout) as ep:
+    with xccl.ExpertParallel(comm, *shape_arguments(shape), **options(shape)) as ep:
         for _number in range(8):
             batch = random_batch(rng, shape, shape.max_tokens)
             batch.topk_idx[:] = rng.permuted(
@@ -43,7 +50,7 @@ def use_as_planned(comm, shape):
             del d, other, result, out
         taken = comm.committed_bytes
     plan = xccl.ExpertParallel.plan(
-        comm.size, *shape_arguments(shape), layout=shape.layout, rank=comm.rank, rows=most
+        comm.size, *shape_arguments(shape), **options(shape), rank=comm.rank, rows=most
     )
     return taken, plan
 
@@ -126,6 +133,8 @@ def test_ranks_without_experts_need_no_room_for_rows():
         ("tokens=65", {"tokens": 65}),
         ("tokens=-1", {"tokens": -1}),
         ("rows=-1", {"rows": -1}),
+        ("combine_quant='int4'", {"combine_quant": "int4"}),
+        ("in_place", {"in_place": True, "dispatch_quant": "int8"}),
     ],
 )
 def test_a_plan_refuses_what_the_object_would_refuse(text, changes):

@@ -172,6 +172,35 @@ def test_death_by_a_signal_is_128_and_its_number(program, finish):
     assert "rank 1 of 2 failed first: killed by SIGSEGV" in result.stderr
 
 
+def test_the_exception_that_ends_a_rank_travels_to_the_others(program, finish, tmp_path):
+    result = finish(
+        program(
+            """
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # by which ranks are ended that have not failed first
+            import xccl
+            comm = xccl.init()
+            sub = comm.split(0)
+            mark(f"made-{rank}")
+            if rank == 1:
+                wait_until(lambda: all(os.path.exists(f"made-{r}") for r in range(3)))
+                raise LookupError("the cause")
+            try:
+                (sub if rank else comm).barrier()
+            except xccl.PeerFailed as error:
+                mark(f"told-{rank}", f"{error.ranks} {error}")
+                raise
+            """,
+            n=3,
+        )
+    )
+    assert result.returncode == 1
+    assert "rank 1 of 3 failed first" in result.stderr
+    for rank in (0, 2):
+        told = (tmp_path / f"told-{rank}").read_text()
+        assert told.startswith("[1] ")
+        assert told.endswith("rank 1 failed: LookupError: the cause")
+
+
 def test_a_rank_that_blames_its_peer_is_not_the_cause(program, finish):
     result = finish(
         program(

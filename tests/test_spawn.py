@@ -61,6 +61,19 @@ def ignore_sigterm_and_fail_in_rank_1(comm):
     time.sleep(600)
 
 
+def learn_of_rank_1(comm, folder, provider):
+    if provider != "local":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # by which ranks are ended that have not failed first
+    if comm.rank == 1:
+        raise LookupError("the cause")
+    try:
+        comm.barrier()
+    except xccl.Error as error:
+        cause = str(error).rpartition("failed: ")[2]
+        (folder / f"{comm.rank}").write_text(f"{type(error).__name__} {error.ranks} {cause}")
+        raise
+
+
 def return_a_lambda(comm):
     return lambda: comm
 
@@ -98,6 +111,14 @@ def test_the_error_is_that_of_the_rank_that_failed_first(provider):
     assert (error.rank, error.ranks, error.exitcode) == (1, [1], None)
     assert "rank 1 of 3 raised LookupError: the cause" in str(error)
     assert "in fail_in_rank_1" in error.traceback
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+def test_the_error_of_a_rank_travels_to_the_others(provider, tmp_path):
+    with pytest.raises(xccl.SpawnError, match="the cause"):
+        xccl.spawn(learn_of_rank_1, 3, args=(tmp_path, provider), provider=provider)
+    for rank in (0, 2):
+        assert (tmp_path / f"{rank}").read_text() == "PeerFailed [1] LookupError: the cause"
 
 
 def test_a_thread_s_own_exception_is_kept():

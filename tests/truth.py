@@ -30,6 +30,8 @@ class Shape:
     topk: int
     dtype: str = "bfloat16"
     layout: str = "expert"
+    dispatch_quant: str | None = None
+    combine_quant: str | None = None
 
 
 @dataclass(frozen=True)
@@ -146,6 +148,40 @@ def combined(
     return rounded(y, shape.dtype)
 
 
+# Of each quantisation: the dtype of codes, the code of the largest element of a block, and the size of that.
+CODES = {
+    "int8": (np.dtype(np.int8), np.float32(127), None),
+    "fp8_e4m3": (np.dtype(ml_dtypes.float8_e4m3fn), np.float32(448), 128),
+}
+
+
+def quantised(x: np.ndarray[Any, Any], quant: str) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Codes and scales of rows, (rows, hidden) and (rows, blocks): docs/quantisation.md in ten lines."""
+    code, top, size = CODES[quant]
+    rows, hidden = x.shape
+    size = size or hidden
+    padded = np.zeros(
+        (rows, -(-hidden // size) * size), np.float32
+    )  # of a shorter last block: zeros change nothing
+    padded[:, :hidden] = x
+    blocks = padded.reshape(rows, padded.shape[1] // size, size)
+    with np.errstate(all="ignore"):
+        largest = np.abs(blocks).max(axis=2, keepdims=True)
+        span = np.clip(largest, np.float32(2.0**-117), np.nextafter(np.finfo(np.float32).max, np.float32(0)))
+        codes = np.where(np.isfinite(largest), blocks * (top / span), np.float32(0))
+        scales = np.where(np.isfinite(largest), span / top, np.float32(np.nan))
+    codes = (np.rint(codes) if quant == "int8" else codes).astype(code)
+    return codes.reshape(padded.shape)[:, :hidden], scales[:, :, 0]
+
+
+def dequantised(codes: np.ndarray[Any, Any], scales: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """What codes and scales (as `quantised` gives them) stand for: float32."""
+    hidden = codes.shape[1]
+    size = 128 if codes.dtype == CODES["fp8_e4m3"][0] else hidden
+    with np.errstate(all="ignore"):
+        return np.repeat(scales, size, axis=1)[:, :hidden] * codes.astype(np.float32)
+
+
 def rounded(values: np.ndarray[Any, Any], dtype: str) -> np.ndarray[Any, Any]:
     """float32 values as `dtype`, rounded to nearest even, every NaN the canonical one."""
     with np.errstate(all="ignore"):
@@ -162,7 +198,7 @@ def scale(expert: int, rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 def bits(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """The same memory as unsigned integers, so that NaN equals itself and 0.0 differs from -0.0."""
-    return np.asarray(array).view({2: np.uint16, 4: np.uint32}[array.dtype.itemsize])
+    return np.asarray(array).view({1: np.uint8, 2: np.uint16, 4: np.uint32}[array.dtype.itemsize])
 
 
 def same_bits(found: np.ndarray[Any, Any], expected: np.ndarray[Any, Any], what: str = "") -> None:

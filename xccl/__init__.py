@@ -35,6 +35,7 @@ from xccl.errors import (
 )
 from xccl.expert_parallel import Dispatched, ExpertParallel, Plan, Routing
 from xccl.launch.spawn import SpawnError, spawn
+from xccl.wait_stats import WaitStats
 
 __all__ = [
     "ANY_SOURCE",
@@ -58,6 +59,7 @@ __all__ = [
     "Timeout",
     "Truncated",
     "View",
+    "WaitStats",
     "__version__",
     "eplb",
     "get_cmake_dir",

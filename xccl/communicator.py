@@ -22,6 +22,7 @@ from xccl.array import Array, as_dtype
 from xccl.collectives import Collectives
 from xccl.errors import InvalidArgument
 from xccl.launch.environment import check_single_host, detect
+from xccl.wait_stats import WaitStats
 
 _open: weakref.WeakSet[Communicator] = weakref.WeakSet()
 
@@ -47,7 +48,8 @@ def init(
         startup_timeout: deadline for all ranks to arrive, in seconds; else XCCL_STARTUP_TIMEOUT, else 120.
 
     Raises:
-        InvalidArgument: an argument or an environment variable is wrong, or the job's name is taken.
+        InvalidArgument: an argument or an environment variable is wrong, the job's name is taken, or the file that
+            XCCL_TRACE names cannot be written.
         Timeout: `ranks` did not arrive. PeerLost: one died meanwhile. Mismatch: ranks disagree about the size.
         OutOfMemory: not even the control segment can be had.
     """
@@ -116,13 +118,15 @@ class Communicator(_core.Messages, Collectives):
     One thread at a time may use it; different communicators may be used by different threads at the same time.
     Every blocking call but close() takes `timeout=` in seconds and raises `Timeout`, `PeerLost`, `PeerFailed` or
     `Closed` with the ranks concerned. After such an error inside a collective the communicator refuses further use
-    with the first cause. Use it in a `with` block: an exception that leaves the block is told to the other ranks.
+    with the first cause, until `shrink()` makes a new one of the ranks that are left. Use it in a `with` block: an
+    exception that leaves the block is told to the other ranks.
     """
 
     def __init__(self, native: _core.Communicator) -> None:
         super().__init__(native)
         self._native = native
         self._dependents: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._parts: weakref.WeakSet[Communicator] = weakref.WeakSet()  # made of this one by split and shrink
         _open.add(self)
 
     @property
@@ -182,11 +186,59 @@ class Communicator(_core.Messages, Collectives):
         number in the job. Close it like any other.
         """
         native = self._native.split(whole("color", color), whole("key", key), deadline(timeout))
-        return None if native is None else Communicator(native)
+        return None if native is None else self._part(native)
+
+    def shrink(self, timeout: float | None = None) -> Communicator:
+        """A communicator of the ranks that are left after some have died or failed, as ULFM's MPI_Comm_shrink.
+
+        Collective on those that take part in this one: all but the ranks that have died, have closed it, or have
+        aborted it (as an exception that leaves its `with` block does). A rank in which a call has failed, by `Timeout`
+        say, still takes part. They keep their order, and all get the same ranks, whenever each has learnt of a death,
+        and if others die meanwhile. The new communicator works at once; arrays made by `empty()` of this one are used
+        there like its own. This one stays refused, and may be closed; if it had not failed, it stays usable, and the
+        new one is a duplicate. Errors name ranks by their number in the job.
+
+        Raises:
+            Timeout: `ranks` have not come. Nothing has changed: call again; the others may, too.
+            OutOfMemory: likewise.
+            Closed: this rank has closed or aborted this communicator.
+        A rank that dies late in this call may still be in the new communicator, whose next call raises `PeerLost`.
+        """
+        return self._part(self._native.shrink(deadline(timeout)))
+
+    def _part(self, native: _core.Communicator) -> Communicator:
+        made = Communicator(native)
+        self._parts.add(made)
+        return made
+
+    def wait_stats(self) -> WaitStats:
+        """Who waited for whom, of all ranks of this communicator, in calls on any communicator of the job.
+
+        Since the job began, or a rank called `reset_wait_stats`. Not collective: it reads the other ranks' memory,
+        without their help; so it does not wait, and also works once a rank has died or the communicator has ended.
+        """
+        return WaitStats(*self._native.wait_stats())
+
+    def reset_wait_stats(self) -> None:
+        """Begins this rank's row of `wait_stats` anew. Call it on all ranks, for example right after a barrier."""
+        self._native.reset_wait_stats()
 
     def abort(self, reason: str) -> None:
-        """Gives up: the other ranks raise `PeerFailed` with this reason, and this communicator refuses further use."""
+        """Gives up: the other ranks raise `PeerFailed` with this reason, in the call under way or the next.
+
+        This rank's own further calls are refused, and `shrink` of the others leaves it out. Of the reason, 504 bytes
+        of UTF-8 are told. Sub-groups are communicators of their own, which this does not end. Where the communicator
+        has failed before, the others know that cause, and this rank only leaves.
+        """
+        if not isinstance(reason, str):
+            raise InvalidArgument(f"reason={reason!r}: expected a text")
         self._native.abort(reason.encode("utf-8", "replace").decode())
+
+    def _abort_all(self, reason: str) -> None:
+        # An exception ends the rank's part in all that was made of this communicator: others may wait for it in any.
+        self.abort(reason)
+        for part in list(self._parts):
+            part._abort_all(reason)
 
     def close(self) -> None:
         """Ends this rank's part in an orderly way. Not collective; safe to call twice.
@@ -208,7 +260,7 @@ class Communicator(_core.Messages, Collectives):
     ) -> None:
         try:
             if kind is not None:
-                self.abort(f"{kind.__name__}: {error}")
+                self._abort_all(f"{kind.__name__}: {error}")
         finally:
             self.close()
 

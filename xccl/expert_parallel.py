@@ -33,6 +33,7 @@ class ExpertParallel:
     Results are bit for bit the same whatever the number of ranks, the placement, the arrival order and the instruction
     set: in top-k order, acc = round32(w * row) for the first expert, then acc = round32(acc + round32(w * row)); no
     fused multiply-add, and one rounding to nearest even to `dtype` at the end; NaN is canonical, denormals are kept.
+    With `combine_quant` row is round32(scale * code).
 
     Args:
         comm: the communicator, which may be used for other things as well.
@@ -43,8 +44,13 @@ class ExpertParallel:
         topk: experts per token.
         dtype: of rows: "float32", "float16" or "bfloat16".
         results: how many results of dispatch may be alive at once.
-        dispatch_quant, combine_quant, combine_dtype: None. Quantised rows and other sum types are planned; anything
-            else raises InvalidArgument.
+        dispatch_quant: how dispatch moves rows. None: as they are. "int8": a byte an element, and a float32 scale for
+            each row. "fp8_e4m3": a float8_e4m3fn an element, and a float32 scale for each 128 elements of a row, of
+            which the last may be fewer. Then `d.x` has these codes and `d.scales` their scales; x is quantised once per
+            token, when it is staged. docs/quantisation.md has rounding, special values and a bound of the error.
+        combine_quant: the same for the results, which combine quantises before they move; in its sum each row is
+            round32(scale * code).
+        combine_dtype: None or `dtype`; other types of sums are planned and raise InvalidArgument.
         layout: of d.x. "expert": one row per (token, expert), expert by expert, ready for a grouped GEMM. "token": each
             token once, and in `d.index` which of them each expert wants: a quarter of the bytes and less, for kernels
             that gather. Results go back expert by expert in both.
@@ -70,8 +76,8 @@ class ExpertParallel:
         max_tokens: int,
         topk: int,
         dtype: Any = "bfloat16",
-        dispatch_quant: None = None,
-        combine_quant: None = None,
+        dispatch_quant: str | None = None,
+        combine_quant: str | None = None,
         combine_dtype: Any = None,
         layout: str = "expert",
         results: int = 2,
@@ -83,7 +89,7 @@ class ExpertParallel:
         if not isinstance(comm, Communicator):
             raise InvalidArgument(f"comm is a {type(comm).__name__}: expected an xccl.Communicator")
         self._dtype = _row_dtype(dtype)
-        _refuse_planned(self._dtype, dispatch_quant, combine_quant, combine_dtype)
+        _refuse_planned(self._dtype, combine_dtype)
         self.num_experts = whole("num_experts", num_experts)
         self.hidden = whole("hidden", hidden)
         self.max_tokens = whole("max_tokens", max_tokens)
@@ -99,17 +105,21 @@ class ExpertParallel:
             np_dtype=self._dtype,
             layout=_layout(layout),
             results=whole("results", results),
+            dispatch_quant=_quant("dispatch_quant", dispatch_quant),
+            combine_quant=_quant("combine_quant", combine_quant),
             placement=None if placement is None else _placement(placement, comm.size),
             shared_experts=self.shared_experts,
             timeout=deadline(timeout),
         )
         self.layout = layout
+        self.dispatch_quant = dispatch_quant
+        self.combine_quant = combine_quant
         self.comm = comm
         comm._dependents.add(self)
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Of rows."""
+        """Of the rows that dispatch and combine are given, and of sums."""
         return self._dtype
 
     @property
@@ -152,6 +162,8 @@ class ExpertParallel:
 
     def input_buffer(self, n: int, timeout: float | None = None) -> Array:
         """An array (n, hidden) to write tokens into; `dispatch` of it, or of its first rows, copies nothing first.
+
+        With `dispatch_quant` there is nothing to gain: rows are quantised, that is staged, wherever they lie.
 
         Two buffers are used in turn, so one is valid until the next but one call of input_buffer. It waits, rarely,
         until all ranks have pulled what was last dispatched from it. Raises InvalidArgument if n exceeds max_tokens.
@@ -214,9 +226,10 @@ class ExpertParallel:
 
         Args:
             rows: (d.num_rows, hidden), dtype of this object: the result for each (token, expert), expert by expert.
-                `d.output_buffer()` and, in layout "expert", `d.x` itself are not copied; other ranks may read those
-                until the next dispatch, combine or `d.output_buffer()` here returns, so write to them again only
-                after that.
+                `d.output_buffer()` and, in layout "expert" and if it is not quantised, `d.x` itself are not copied;
+                other ranks may read those until the next dispatch, combine or `d.output_buffer()` here returns, so
+                write to them again only after that. With `combine_quant` rows are quantised wherever they lie, and
+                free on return.
             d: the result of the dispatch. It stays valid, so it can be combined again.
             weights: instead of those given to dispatch, of the same shape.
             out: (tokens, hidden) array for the sums, instead of a new one.
@@ -277,6 +290,8 @@ class ExpertParallel:
         dtype: Any = "bfloat16",
         results: int = 2,
         layout: str = "expert",
+        dispatch_quant: str | None = None,
+        combine_quant: str | None = None,
         *,
         placement: Sequence[Sequence[int]] | None = None,
         shared_experts: Sequence[int] = (),
@@ -288,9 +303,12 @@ class ExpertParallel:
         """What an ExpertParallel of this shape takes on one rank of `size`; nothing is allocated. Print it.
 
         Args:
+            dispatch_quant, combine_quant: as of the object. A dispatch that quantises is planned for without input
+                buffers, which it has no use for.
             tokens: dispatched by this rank per call, for the memory figure; max_tokens if not given.
             rows: received per call at the most; an even spread of that many tokens per rank if not given.
-            in_place: combine is always given d.x itself, so that output buffers are never used.
+            in_place: combine is always given d.x itself, so that output buffers are never used. Not with
+                `dispatch_quant`, whose d.x has codes.
         """
         rank = whole("rank", rank, 0, whole("size", size, 1) - 1)
         shape = {
@@ -315,6 +333,8 @@ class ExpertParallel:
             name,
             _layout(layout),
             results,
+            _quant("dispatch_quant", dispatch_quant),
+            _quant("combine_quant", combine_quant),
             None if placement is None else _placement(placement, size),
             _experts("shared_experts", shared_experts),
             size,
@@ -339,8 +359,6 @@ class Dispatched:
     is small and stays usable.
     """
 
-    scales = None  #: for quantised rows, which are planned
-
     def __init__(self, ep: ExpertParallel, native: _core.Dispatched) -> None:
         self._ep = ep
         self._native = native
@@ -348,8 +366,20 @@ class Dispatched:
 
     @property
     def x(self) -> Array:
-        """(num_rows, hidden): the rows; writable, so experts may work in place. In layout "token": (tokens, hidden)."""
+        """(num_rows, hidden): the rows; writable, so experts may work in place. In layout "token": (tokens, hidden).
+
+        Of the object's dtype; with `dispatch_quant` codes, int8 or ml_dtypes.float8_e4m3fn: see `scales`.
+        """
         return self._native.rows().view(Array)
+
+    @property
+    def scales(self) -> Array | None:
+        """float32, of the rows of `x`: (rows,) for "int8", (rows, ceil(hidden / 128)) for "fp8_e4m3"; else None.
+
+        An element stands for scale * code. NaN where the row, or that block of it, had a NaN or an infinity.
+        """
+        scales = self._native.scales()
+        return None if scales is None else scales.view(Array)
 
     @cached_property
     def counts(self) -> np.ndarray[Any, Any]:
@@ -393,7 +423,10 @@ class Dispatched:
         return slice(self._starts[i], self._starts[i + 1])
 
     def expert(self, i: int) -> Array:
-        """(counts[i], hidden): the rows of the i-th local expert: a view of d.x; in layout "token" a copy."""
+        """(counts[i], hidden): the rows of the i-th local expert: a view of d.x; in layout "token" a copy.
+
+        Their scales, if they are quantised: `d.scales[d.index[d.rows_of(i)]]`.
+        """
         rows = self.rows_of(i)
         return self.x[self.index[rows] if self._ep.layout == "token" else rows].view(Array)
 
@@ -502,12 +535,13 @@ def _layout(layout: object) -> str:
     return str(layout)
 
 
-def _refuse_planned(
-    dtype: np.dtype[Any], dispatch_quant: object, combine_quant: object, combine_dtype: object
-) -> None:
-    for name, value in (("dispatch_quant", dispatch_quant), ("combine_quant", combine_quant)):
-        if value is not None:
-            raise InvalidArgument(f"{name}={value!r}: expected None; quantised rows are not in this version")
+def _quant(name: str, value: object) -> str | None:
+    if value not in (None, "int8", "fp8_e4m3"):
+        raise InvalidArgument(f'{name}={value!r}: expected None, "int8" or "fp8_e4m3"')
+    return None if value is None else str(value)
+
+
+def _refuse_planned(dtype: np.dtype[Any], combine_dtype: object) -> None:
     if combine_dtype is not None and as_dtype(combine_dtype) != dtype:
         raise InvalidArgument(
             f"combine_dtype={combine_dtype!r}: expected None or {dtype.name} in this version"

@@ -25,8 +25,12 @@ LIST_VERSIONS = (
 def main(names: list[str]) -> int:
     """Installs the named environments, or all."""
     FOLDER.mkdir(parents=True, exist_ok=True)
-    for name in names or ENVIRONMENTS:
-        environment = ENVIRONMENTS[name]
+    wanted = {ENVIRONMENTS[name] for name in names or ENVIRONMENTS}
+    if any(one.sees_torch for one in wanted):
+        wanted.add(ENVIRONMENTS[TORCH])  # before those that see it
+    for name, environment in ENVIRONMENTS.items():
+        if environment not in wanted:
+            continue
         if environment.why_missing() is None:
             continue
         print(f"peers: installing {name}", flush=True)

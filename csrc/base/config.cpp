@@ -79,6 +79,11 @@ const std::vector<Setting>& settings() {
        [](Config& c, const Setting& s, const std::string& v) { c.eager_limit = bytes(s, v); }},
       {"XCCL_KERNELS", "auto", "instruction set of the row kernels: auto, generic, avx2 or avx512",
        [](Config& c, const Setting&, const std::string& v) { c.kernels = v; }},
+      {"XCCL_TRACE", "",
+       "file for a trace that Perfetto shows, one a rank: %r becomes the rank, else it goes before the "
+       "ending; "
+       "%p becomes the process id; empty: none",
+       [](Config& c, const Setting&, const std::string& v) { c.trace = v; }},
   };
   return table;
 }

@@ -1,5 +1,5 @@
 // Copying memory that other cores read or have read: through the caches, or past them.
-// Used by the collectives. Not here: copying between providers (memory/provider.hpp).
+// Used by messages, collectives and dispatch. Not here: copying between providers (memory/provider.hpp).
 #pragma once
 
 #include <cstdint>
@@ -20,7 +20,8 @@ uint64_t shared_cache_bytes();
 // Copies by the way that costs less, which it learns from the clock. Lines that another core has read must be taken
 // from its cache before they are written. That is fast within a group of cores that share a cache, and several times
 // slower beyond (other groups, other sockets), where writing past the caches costs the same as ever. Where the ranks
-// run may change at any time.
+// run may change at any time, so now and then the other way is tried again. Each way leaves memory in a state in which
+// the other looks slow at first: a trial is therefore judged only when the memory has been gone through once.
 class LearningCopy {
  public:
   // Shorter copies go through the caches, untimed.
@@ -29,12 +30,22 @@ class LearningCopy {
   void operator()(void* to, const void* from, uint64_t bytes);
 
  private:
-  void timed(bool past, void* to, const void* from, uint64_t bytes);
+  enum class Phase { settling, judging, running };
+
+  void next_phase();
+  void enter(Phase phase, int64_t bytes);
+  void judge(uint64_t bytes, uint64_t ns);
 
   uint64_t worth_choosing_;
-  double through_cost_ = 0, past_cost_ = 0;  // ns per byte, of late
-  uint64_t copies_ = 0;
-  bool past_ = false;
+  bool past_ = false;           // the way that was found better
+  bool trying_other_ = false;   // not that one, just now
+  Phase phase_ = Phase::settling;
+  int64_t left_ = settled_after;  // bytes of this phase
+  double cost_ = 0, cost_of_better_ = 0;  // ns per byte: of the way being judged, and of the one before
+  int judged_ = 0;
+
+  static constexpr int64_t settled_after = 4 << 20, judged_over = 1 << 20;
+  static constexpr int64_t looked_at_every = 32 << 20, tried_every = int64_t{1} << 30;  // trying costs more
 };
 
 }  // namespace xccl

@@ -2,6 +2,7 @@
 #include "capi/config.hpp"
 #include "capi/handles.hpp"
 #include "collective/split.hpp"
+#include "group/shrink.hpp"
 
 namespace xccl::capi {
 namespace {
@@ -71,6 +72,15 @@ xccl_status xccl_comm_split(xccl_comm* comm, int color, int key, double timeout,
   });
 }
 
+xccl_status xccl_comm_shrink(xccl_comm* comm, double timeout, xccl_comm** survivors_out) {
+  return guarded(__func__, [&] {
+    Comm& state = in(comm);
+    require(survivors_out, "survivors_out");
+    auto survivors = shrink(state.communicator, seconds(timeout));
+    *survivors_out = new xccl_comm{std::make_shared<Comm>(std::move(survivors))};
+  });
+}
+
 int xccl_comm_rank(const xccl_comm* comm) { return comm ? comm->state->communicator->rank() : -1; }
 int xccl_comm_size(const xccl_comm* comm) { return comm ? comm->state->communicator->size() : -1; }
 double xccl_comm_timeout(const xccl_comm* comm) { return comm ? comm->state->communicator->timeout() : -1; }
@@ -86,6 +96,20 @@ const char* xccl_comm_job(const xccl_comm* comm) {
 
 uint64_t xccl_comm_committed_bytes(const xccl_comm* comm) {
   return comm ? comm->state->communicator->world().provider().committed_bytes() : 0;
+}
+
+xccl_status xccl_comm_wait_stats(xccl_comm* comm, xccl_wait* waits) {
+  return guarded(__func__, [&] {
+    Comm& state = in(comm);
+    require_memory(waits, sizeof *waits, "waits", alignof(xccl_wait));
+    for (const WaitCount& one : state.communicator->wait_stats())
+      *waits++ = {one.count, static_cast<double>(one.total_ns) * 1e-9,
+                  static_cast<double>(one.longest_ns) * 1e-9};
+  });
+}
+
+xccl_status xccl_comm_reset_wait_stats(xccl_comm* comm) {
+  return guarded(__func__, [&] { in(comm).communicator->reset_wait_stats(); });
 }
 
 xccl_status xccl_comm_abort(xccl_comm* comm, const char* reason) {

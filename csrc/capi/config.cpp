@@ -64,6 +64,8 @@ EpShape shape_of(const xccl_ep_config& config) {
   shape.topk = config.topk;
   shape.results = config.results;
   shape.layout = static_cast<RowLayout>(config.layout);
+  shape.dispatch_quant = static_cast<Quant>(config.dispatch_quant);
+  shape.combine_quant = static_cast<Quant>(config.combine_quant);
   if (config.shared_count < 0 || config.shared_count > 1024)
     fail(Status::InvalidArgument, "config->shared_count is ", config.shared_count, ": expected 0 to 1024");
   require_memory(config.shared_experts, config.shared_count > 0, "config->shared_experts", alignof(int32_t));

@@ -10,6 +10,9 @@ static_assert(XCCL_FLOAT32 == static_cast<int>(ElementType::float32) &&
               XCCL_BFLOAT16 == static_cast<int>(ElementType::bfloat16));
 static_assert(XCCL_LAYOUT_EXPERT == static_cast<int>(RowLayout::expert) &&
               XCCL_LAYOUT_TOKEN == static_cast<int>(RowLayout::token));
+static_assert(XCCL_QUANT_NONE == static_cast<int>(Quant::none) &&
+              XCCL_QUANT_INT8 == static_cast<int>(Quant::int8) &&
+              XCCL_QUANT_FP8_E4M3 == static_cast<int>(Quant::fp8_e4m3));
 
 namespace {
 

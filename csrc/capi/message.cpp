@@ -83,6 +83,14 @@ xccl_status xccl_request_test(xccl_request* request, xccl_message* message_out) 
   });
 }
 
+xccl_status xccl_request_cancel(xccl_request* request, int* cancelled_out) {
+  return guarded(__func__, [&] {
+    require(request, "request");
+    require(cancelled_out, "cancelled_out");
+    *cancelled_out = request->state->p2p->cancel(*request->request);
+  });
+}
+
 void xccl_request_destroy(xccl_request* request) { delete request; }
 
 xccl_status xccl_comm_probe(xccl_comm* comm, int source, int tag, double timeout, xccl_message* message_out) {

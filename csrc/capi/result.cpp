@@ -8,6 +8,10 @@ void* xccl_result_x(const xccl_result* result) {
   return result && result->dispatched->lease ? result->dispatched->lease->slot().x.base() : nullptr;
 }
 
+float* xccl_result_scales(const xccl_result* result) {
+  return result ? result->dispatched->scales() : nullptr;
+}
+
 int64_t xccl_result_row_count(const xccl_result* result) {
   return result ? xccl_routing_row_count(&result->routing) : 0;
 }

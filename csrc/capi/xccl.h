@@ -67,7 +67,7 @@
  *             something else is XCCL_MISMATCH or XCCL_TIMEOUT, on all of them.
  * Ended.      After an error that others could see (a timed-out collective, a death, a mismatch, no memory for the
  *             rows that a dispatch receives) the communicator is ended: every later call returns the first cause
- *             again. Close it. XCCL_INVALID_ARGUMENT, and XCCL_TIMEOUT of a message, end nothing: correct the
+ *             again, but xccl_comm_shrink(), by which the ranks that are left go on. Close it. XCCL_INVALID_ARGUMENT, and XCCL_TIMEOUT of a message, end nothing: correct the
  *             argument, or call again; after xccl_comm_sendrecv() see there what is left to do.
  * Signals.    The library installs no handler and blocks no signal: the program keeps its own. A handler that
  *             returns does not end a wait; the wait goes on to its deadline. To stop on Ctrl-C, leave SIGINT as
@@ -139,11 +139,11 @@ typedef enum xccl_status {
    * xccl_comm_sendrecv() says; a collective has ended the communicator. */
   XCCL_TIMEOUT = 4,
 
-  /* xccl_error_ranks() died. Close the communicator; start the job again. */
+  /* xccl_error_ranks() died. Go on without them, xccl_comm_shrink(), or close the communicator. */
   XCCL_PEER_LOST = 5,
 
   /* xccl_error_ranks() failed and said so: xccl_comm_abort(), a Python exception, an error in a call that
-   * others were part of. The message holds its text. Close the communicator. */
+   * others were part of. The message holds its text. Shrink the communicator, or close it. */
   XCCL_PEER_FAILED = 6,
 
   /* What should be received is larger than the memory for it; the error text names both sizes. A message is
@@ -259,6 +259,18 @@ xccl_status xccl_comm_create(const xccl_comm_config* config, xccl_comm** comm_ou
  * XCCL_INVALID_ARGUMENT, XCCL_OUT_OF_MEMORY. */
 xccl_status xccl_comm_split(xccl_comm* comm, int color, int key, double timeout, xccl_comm** sub_out);
 
+/* Makes a communicator of the ranks that are left, after some have died or failed, as MPI's fault-tolerance proposal
+ * (ULFM) does. Collective over those that take part in `comm`: all but the ranks that have died, have closed it, or have
+ * aborted it. A rank in which a call has failed, by XCCL_TIMEOUT say, still takes part. They keep their order. All get
+ * the same ranks, whenever each has learnt of a death, and if others die meanwhile; one that dies late in this call may
+ * be in the new communicator, whose next call then returns XCCL_PEER_LOST: shrink that one, or `comm` again. Memory that
+ * was allocated with `comm` is used in the new one like its own; let go of it, and of `comm`, when you like. `comm`
+ * stays ended; if it was not, it stays usable and the new one is a duplicate. Give it back like any other.
+ *
+ * Errors: XCCL_TIMEOUT, naming the ranks that have not come: nothing has changed, call again, and the others may too.
+ * XCCL_OUT_OF_MEMORY, likewise. XCCL_CLOSED: this rank has closed or aborted `comm`. XCCL_INVALID_ARGUMENT. */
+xccl_status xccl_comm_shrink(xccl_comm* comm, double timeout, xccl_comm** survivors_out);
+
 /* This rank; how many there are; the name of the memory in use, such as "posix_shm"; the name of the job; the
  * default deadline of calls, in seconds; the shared memory that this rank takes now, in bytes; nonzero once it
  * is closed. Texts are valid as long as the communicator. For NULL: -1, NULL or 0. */
@@ -270,10 +282,31 @@ double xccl_comm_timeout(const xccl_comm* comm);
 uint64_t xccl_comm_committed_bytes(const xccl_comm* comm);
 int xccl_comm_is_closed(const xccl_comm* comm);
 
-/* Gives up: calls of the other ranks return XCCL_PEER_FAILED with this text (its first 500 bytes or so), and
- * every further call here fails. Use it when this rank meets an error that the others should not have to wait
- * for, in any thread: a call that another one is inside fails, too. Then destroy the communicator.
- * Errors: XCCL_INVALID_ARGUMENT. */
+/* How one rank has waited for another: how often, and for how many seconds, in all and at most. */
+typedef struct xccl_wait {
+  uint64_t count;
+  double total;
+  double longest;
+} xccl_wait;
+
+/* Who waited for whom. `waits` gets size * size entries, row by row: entry [i * size + j] tells how rank i of `comm` has
+ * waited for its rank j, since the job began or rank i reset it, in calls on any communicator of the job. The sum over a
+ * row is how long that rank has waited; over a column without the diagonal, how long others have waited for that rank.
+ * Entry [i * size + i] is for waits for no rank in particular: receives from XCCL_ANY_SOURCE. A wait is charged to the
+ * rank that is late, which in a barrier need not be the one that rank i hears from. Only waits that outlast their spin
+ * count (`xccl doctor` tells how long that is), each when it ends.
+ *
+ * Reads the other ranks' memory, without their help: it does not wait, also works once a rank has died or the
+ * communicator has ended, and may be called in any thread. Reset begins this rank's own row anew, so call it on all
+ * ranks. Errors: XCCL_INVALID_ARGUMENT. */
+xccl_status xccl_comm_wait_stats(xccl_comm* comm, xccl_wait* waits);
+xccl_status xccl_comm_reset_wait_stats(xccl_comm* comm);
+
+/* Gives up: the other ranks' calls on `comm`, those under way and the next, return XCCL_PEER_FAILED with this text
+ * (its first 504 bytes), and every further call here fails; xccl_comm_shrink() leaves this rank out. Use it when
+ * this rank meets an error that the others should not have to wait for, in any thread: a call that another one is
+ * inside fails, too. Sub-groups are communicators of their own: abort those, too. Where `comm` has ended before, the
+ * others know that cause, and this rank only leaves. Then destroy the communicator. Errors: XCCL_INVALID_ARGUMENT. */
 xccl_status xccl_comm_abort(xccl_comm* comm, const char* reason);
 
 /* Ends this rank's part in an orderly way, and first that of every xccl_ep made on it. Not collective; a second
@@ -359,8 +392,14 @@ xccl_status xccl_request_wait(xccl_request* request, double timeout, xccl_messag
 /* The same without waiting: XCCL_PENDING if it has not finished. The errors of deaths and closes come from here, too. */
 xccl_status xccl_request_test(xccl_request* request, xccl_message* message_out);
 
-/* Frees the handle, also of a request that has not finished: that one goes on, since messages cannot be
- * cancelled, and its memory must stay until the communicator is closed. */
+/* Takes the request back while nothing has matched it. Nonzero in *cancelled_out: nothing was sent or received, nor ever
+ * will be; the memory is free, and waiting for the request returns XCCL_CLOSED. 0: it is too late, for the message has
+ * been matched, or buffered, as small sends are at once; wait for it. Never waits. Errors: those of a death or a failure
+ * that it learns of, XCCL_INVALID_ARGUMENT. */
+xccl_status xccl_request_cancel(xccl_request* request, int* cancelled_out);
+
+/* Frees the handle, also of a request that has not finished: that one goes on unless it is cancelled before, and its
+ * memory must stay until the communicator is closed. */
 void xccl_request_destroy(xccl_request* request);
 
 /* Waits for a message that such a receive would get, and tells about it without taking it. Errors: the usual. */
@@ -453,7 +492,8 @@ xccl_status xccl_comm_reduce_scatter_v(xccl_comm* comm, const void* mine, const 
  *
  * Results are bit for bit the same whatever the number of ranks, the order of arrival and the instruction set:
  * in top-k order, acc = round32(w * row) for the first expert, then acc = round32(acc + round32(w * row)),
- * without fused multiply-add, and one rounding to nearest even to the type of rows at the end. */
+ * without fused multiply-add, and one rounding to nearest even to the type of rows at the end. Rows that combine has
+ * quantised are first round32(scale * code). */
 
 typedef struct xccl_ep xccl_ep;
 
@@ -461,6 +501,13 @@ typedef struct xccl_ep xccl_ep;
  * token once, and in xccl_result_index() which of them each row is of: a quarter of the bytes and less, for kernels
  * that gather. Results go back expert by expert in both. */
 typedef enum xccl_row_layout { XCCL_LAYOUT_EXPERT = 1, XCCL_LAYOUT_TOKEN = 2 } xccl_row_layout;
+
+/* What rows are while they travel: as they are; or a byte an element and float scales beside, about half of the bytes of
+ * 16-bit rows. XCCL_QUANT_INT8: whole numbers -127 to 127, one scale for each row. XCCL_QUANT_FP8_E4M3: 8-bit floating
+ * point numbers (4 bits of exponent, 3 of fraction, no infinities), one scale for each 128 elements of a row; the last
+ * block may be shorter. An element stands for scale * code. docs/quantisation.md has the rounding, what becomes of NaN
+ * and infinities, and a bound of the error. */
+typedef enum xccl_quant { XCCL_QUANT_NONE = 0, XCCL_QUANT_INT8 = 1, XCCL_QUANT_FP8_E4M3 = 2 } xccl_quant;
 
 /* Its shape: the same on all ranks. Make one with xccl_ep_config_init(), then fill in the first four numbers.
  * size         of this struct, as the program knows it; set by xccl_ep_config_init().
@@ -472,6 +519,10 @@ typedef enum xccl_row_layout { XCCL_LAYOUT_EXPERT = 1, XCCL_LAYOUT_TOKEN = 2 } x
  * results      how many results of dispatch may be alive at once; 2 by default.
  * dtype        of rows: XCCL_FLOAT32, XCCL_FLOAT16 or XCCL_BFLOAT16, which is the default.
  * layout       of what a dispatch brings; XCCL_LAYOUT_EXPERT by default.
+ * dispatch_quant  how dispatch moves rows; XCCL_QUANT_NONE by default. Else xccl_result_x() has codes, and
+ *              xccl_result_scales() what belongs to them. x is given in `dtype` in any case, and so are results.
+ * combine_quant  how combine moves the results, which it quantises first; XCCL_QUANT_NONE by default. In the sum each
+ *              row is round32(scale * code).
  * placement    the expert in each slot, rank by rank; -1: none. Every expert is in one slot at least. One in several has
  *              replicas, which take turns: source rank r sends token t to replica (r + t) mod their number, in the order
  *              of slots. NULL: the contiguous blocks. Read by the call that gets this struct, not later.
@@ -488,6 +539,8 @@ typedef struct xccl_ep_config {
   int64_t results;
   xccl_dtype dtype;
   xccl_row_layout layout;
+  xccl_quant dispatch_quant;
+  xccl_quant combine_quant;
   const int32_t* placement;
   const int32_t* slot_counts;
   const int32_t* shared_experts;
@@ -541,7 +594,8 @@ typedef struct xccl_result xccl_result;
 /* Which row came from where, and the way back. Small. */
 typedef struct xccl_routing xccl_routing;
 
-/* Memory for `tokens` rows of the next dispatch, (tokens, hidden), which then copies nothing first. Optional.
+/* Memory for `tokens` rows of the next dispatch, (tokens, hidden), which then copies nothing first, unless it quantises.
+ * Optional.
  * Two are used in turn, so it is valid until the next but one call of this function, and until the xccl_ep is
  * closed. It waits, rarely, until all ranks have pulled what was last dispatched from it.
  * Errors: XCCL_INVALID_ARGUMENT if `tokens` exceeds max_tokens; XCCL_OUT_OF_MEMORY, XCCL_TIMEOUT, XCCL_PEER_LOST,
@@ -564,10 +618,15 @@ xccl_status xccl_ep_dispatch(xccl_ep* ep, const void* x, int64_t tokens, const v
 xccl_status xccl_ep_dispatch_again(xccl_ep* ep, const void* x, int64_t tokens, const xccl_routing* routing,
                                    double timeout, xccl_result** result_out);
 
-/* The rows that came: (rows, hidden), in the order (local expert, source rank, source token). Writable, so
+/* The rows that came: (rows, hidden), in the order (local expert, source rank, source token); of the type of rows, or if
+ * dispatch quantises codes of a byte each, whose scales are in xccl_result_scales(). Writable, so
  * experts may work in place. In XCCL_LAYOUT_TOKEN the tokens that came, each once, in the order (source rank, source
  * token). Valid until the result is released. NULL once it is; where there are no rows it may be NULL too. */
 void* xccl_result_x(const xccl_result* result);
+
+/* The scales of xccl_result_x(), if dispatch quantises: one float for each of its rows with XCCL_QUANT_INT8,
+ * (rows, ceil(hidden / 128)) with XCCL_QUANT_FP8_E4M3. Else NULL; otherwise as xccl_result_x(). */
+float* xccl_result_scales(const xccl_result* result);
 
 /* How many rows: of results in any layout; and of xccl_result_x(), which differs only in XCCL_LAYOUT_TOKEN. */
 int64_t xccl_result_row_count(const xccl_result* result);
@@ -587,8 +646,9 @@ const int64_t* xccl_result_counts(const xccl_result* result);
 xccl_status xccl_result_output_buffer(xccl_result* result, double timeout, void** buffer_out);
 
 /* Brings the experts' results back and sums them, weighted, for each token. Collective; one synchronisation.
- * rows     (rows, hidden): the result for each token and expert, expert by expert. The output buffer and, but in
- *          XCCL_LAYOUT_TOKEN, xccl_result_x() itself are not copied; other ranks may read them until the next dispatch, combine or
+ * rows     (rows, hidden): the result for each token and expert, expert by expert, dtype of the xccl_ep. The output
+ *          buffer and, but in XCCL_LAYOUT_TOKEN or if dispatch quantises, xccl_result_x() itself are not copied, unless
+ *          combine quantises; other ranks may read them until the next dispatch, combine or
  *          xccl_result_output_buffer() here returns, so write to them again only after that.
  * weights  float instead of those given to dispatch, of the same shape; may be NULL.
  * y_out    (tokens, hidden), in the order of the tokens given to dispatch; zeros for a token without experts.
@@ -634,7 +694,8 @@ typedef struct xccl_plan xccl_plan;
  * tokens      dispatched by this rank per call; -1, the default: max_tokens.
  * rows        received by this rank per call at the most; -1, the default: what an even spread of as many tokens on
  *             every rank brings.
- * in_place    nonzero: combine is always given xccl_result_x() itself, so output buffers are never used. */
+ * in_place    nonzero: combine is always given xccl_result_x() itself, so output buffers are never used. Not where
+ *             dispatch quantises. */
 typedef struct xccl_plan_load {
   size_t size;
   int rank_count;

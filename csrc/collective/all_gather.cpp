@@ -12,6 +12,7 @@ void all_gather(Communicator& comm, const void* mine, void* all, uint64_t bytes,
                 to + static_cast<uint64_t>(comm.rank()) * bytes);
   Pieces pieces = Pieces::of(bytes, Exchange::most_alike(comm));
   run_exchange(comm, {on_behalf_of}, bytes, timeout, [&](Exchange& exchange) {
+    exchange.operation().moves(bytes);
     exchange.expect(static_cast<uint64_t>(comm.size()) * bytes);
     exchange.lend(from, bytes);
     for (uint64_t round = 0; round < pieces.rounds(); ++round) {
@@ -40,6 +41,7 @@ void all_gather_v(Communicator& comm, const void* rows, uint64_t count, uint64_t
   const Pieces pieces = Pieces::of(bytes, Exchange::most_alike(comm));
   VariableRows received(comm, row_bytes, room, counts);
   run_exchange(comm, {Collective::all_gather_v}, row_bytes, timeout, [&](Exchange& exchange) {
+    exchange.operation().moves(bytes);
     for (uint64_t round = 0; received.needs(round); ++round) {
       exchange.publish_alike({from + pieces.first(round), pieces.bytes(round), count}, pieces.rounds());
       received.receive(exchange, round, {from, pieces.total, count}, pieces.rounds());

@@ -69,6 +69,7 @@ void all_reduce(Communicator& comm, const void* mine, void* out, uint64_t count,
   const auto* from = static_cast<const std::byte*>(mine);
   auto* to = static_cast<std::byte*>(out);
   run_exchange(comm, {Collective::all_reduce, type, op}, count, timeout, [&](Exchange& exchange) {
+    exchange.operation().moves(bytes);
     Reduction reduction(comm, type, op);
     if (shares(comm, bytes))
       reduce_shares(comm, exchange, reduction, from, to, bytes);

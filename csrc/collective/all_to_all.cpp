@@ -13,6 +13,7 @@ void all_to_all(Communicator& comm, const void* mine, void* all, uint64_t bytes_
   const auto own = static_cast<uint64_t>(comm.rank()) * bytes_each;
   Pieces pieces = Pieces::of(bytes_each, Exchange::most_each(comm));
   run_exchange(comm, {Collective::all_to_all}, bytes_each, timeout, [&](Exchange& exchange) {
+    exchange.operation().moves(bytes);
     exchange.expect(bytes);
     exchange.lend(from, bytes);
     for (uint64_t round = 0; round < pieces.rounds(); ++round) {
@@ -52,6 +53,7 @@ void all_to_all_v(Communicator& comm, const void* rows, const uint64_t* send_cou
   const uint64_t own = send_counts[comm.rank()];
   VariableRows received(comm, row_bytes, room, recv_counts);
   run_exchange(comm, {Collective::all_to_all_v}, row_bytes, timeout, [&](Exchange& exchange) {
+    exchange.operation().moves(begun);
     for (uint64_t round = 0; received.needs(round); ++round) {
       const auto give = [&](int member) {
         const Pieces pieces = Pieces::in(send_counts[member] * row_bytes, rounds);

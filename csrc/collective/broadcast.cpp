@@ -12,6 +12,7 @@ void broadcast(Communicator& comm, void* data, uint64_t bytes, int root, double 
   Pieces pieces = Pieces::of(bytes, Exchange::most_alike(comm));
   const ExchangeCall call{Collective::broadcast, {}, {}, static_cast<uint32_t>(root)};
   run_exchange(comm, call, bytes, timeout, [&](Exchange& exchange) {
+    exchange.operation().moves(comm.rank() == root ? bytes : 0);
     exchange.expect(bytes);
     exchange.lend(comm.rank() == root ? at : nullptr, bytes);
     for (uint64_t round = 0; round < pieces.rounds(); ++round) {

@@ -25,6 +25,7 @@ void reduce_scatter(Communicator& comm, const void* mine, void* out, uint64_t co
                 static_cast<const std::byte*>(mine) + static_cast<uint64_t>(comm.rank()) * bytes, out);
   const uint64_t rounds = Pieces::of(bytes, Exchange::most_each(comm)).rounds();
   run_exchange(comm, {Collective::reduce_scatter, type, op}, count_each, timeout, [&](Exchange& exchange) {
+    exchange.operation().moves(static_cast<uint64_t>(comm.size()) * bytes);
     Reduction reduction(comm, type, op);
     reduce_blocks(comm, exchange, reduction, static_cast<const std::byte*>(mine),
                   static_cast<std::byte*>(out), rounds,
@@ -48,6 +49,7 @@ void reduce_scatter_v(Communicator& comm, const void* mine, void* out, const uin
                 static_cast<const std::byte*>(mine) + first[comm.rank()], out);
   const uint64_t rounds = Pieces::of(total, Exchange::most_together(comm)).rounds();
   const auto reduce = [&](Exchange& exchange) {
+    exchange.operation().moves(total);
     Reduction reduction(comm, type, op);
     reduce_blocks(comm, exchange, reduction, static_cast<const std::byte*>(mine),
                   static_cast<std::byte*>(out), rounds,

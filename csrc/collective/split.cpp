@@ -41,7 +41,7 @@ std::shared_ptr<Communicator> split(const std::shared_ptr<Communicator>& parent,
     std::vector<int> members;
     if (color >= 0) {
       members = members_of(wishes, color);
-      made = Communicator::make(parent, members);
+      made = Communicator::make(*parent, members);
       card = made->card();
     }
     struct Announced {
@@ -54,10 +54,11 @@ std::shared_ptr<Communicator> split(const std::shared_ptr<Communicator>& parent,
     uint64_t oldest_open = UINT64_MAX;
     for (const Announced& one : all) oldest_open = std::min(oldest_open, one.oldest_open);
     parent->free_retired(oldest_open);
+    const uint64_t id = parent->new_object();
     if (!made) return nullptr;
     std::vector<Communicator::Card> cards;
     for (const int member : members) cards.push_back(all[static_cast<size_t>(member)].card);
-    made->connect(cards, parent->collective_seq());
+    made->connect(cards, parent, id);
     return made;
   });
 }

@@ -3,8 +3,10 @@
 #include <algorithm>
 #include <cstring>
 #include <numeric>
+#include <utility>
 
 #include "base/machine.hpp"
+#include "group/shrink.hpp"
 
 namespace xccl {
 
@@ -12,7 +14,7 @@ std::shared_ptr<Communicator> Communicator::init(const JobSpec& spec, const Conf
                                                  AnnexBytes annex) {
   const Deadline deadline(config.startup_timeout);
   auto world = std::make_shared<World>(spec, config);
-  std::shared_ptr<Communicator> comm(new Communicator(world, annex, nullptr));
+  std::shared_ptr<Communicator> comm(new Communicator(world, annex, Kind::whole));
   std::vector<int> everybody(static_cast<size_t>(spec.size));
   std::iota(everybody.begin(), everybody.end(), 0);
   comm->prepare(everybody);
@@ -25,20 +27,23 @@ std::shared_ptr<Communicator> Communicator::init(const JobSpec& spec, const Conf
   }
   std::vector<Card> cards(raw.size());
   for (size_t i = 0; i < raw.size(); ++i) std::memcpy(&cards[i], raw[i].data(), sizeof(Card));
-  comm->connect(cards, 0);
+  comm->connect(cards, nullptr, 0);
   return comm;
 }
 
-std::shared_ptr<Communicator> Communicator::make(std::shared_ptr<Communicator> parent,
+std::shared_ptr<Communicator> Communicator::make(Communicator& parent,
                                                  const std::vector<int>& members_of_parent) {
-  std::shared_ptr<Communicator> comm(new Communicator(parent->world_, parent->annex_bytes_, parent));
-  comm->prepare(parent->job_ranks(members_of_parent));
+  std::shared_ptr<Communicator> comm(new Communicator(parent.world_, parent.annex_bytes_, Kind::part));
+  comm->prepare(parent.job_ranks(members_of_parent));
   return comm;
 }
 
-Communicator::Communicator(std::shared_ptr<World> world, AnnexBytes annex,
-                           std::shared_ptr<Communicator> parent)
-    : world_(std::move(world)), annex_bytes_(annex), parent_(std::move(parent)) {
+Communicator::Communicator(std::shared_ptr<World> world, AnnexBytes annex, Kind kind)
+    : world_(std::move(world)),
+      trace_(world_->trace()),
+      annex_bytes_(annex),
+      kind_(kind),
+      shrinking_(std::make_unique<Shrinking>(*this)) {
   world_->enrol();
 }
 
@@ -46,10 +51,13 @@ Communicator::~Communicator() {
   // A communicator that Python forgot ends like a closed one, without waiting. A rank that is gone in the middle of a
   // call is known by its process.
   if (closed_ || world_->forked()) return;
-  if (board_)
+  if (board_) {
     leave_world(false);
-  else
-    world_->close_one();  // it never was one: perhaps there was no room for its lines
+    return;
+  }
+  // It never was one here: perhaps there was no room for its lines. But others may have its card, and wait for it.
+  if (block_) leave_seat();
+  world_->close_one();
 }
 
 void Communicator::prepare(const std::vector<int>& members) {
@@ -59,13 +67,19 @@ void Communicator::prepare(const std::vector<int>& members) {
   block_ = world_->allocate_lines(layout_->bytes);
   // Nobody knows the place yet; the card that names it is what publishes this.
   seat().state.store(static_cast<uint64_t>(RankState::running), std::memory_order_relaxed);
-  waiter_.emplace(parent_ ? seat().doorbell : world_->bell().doorbell, world_->bell().alarm, world_->status(),
+  waiter_.emplace(kind_ == Kind::part ? seat().doorbell : world_->bell().doorbell, world_->bell().alarm,
+                  world_->wait_log(),
                   WaitPolicy::choose(world_->size(), usable_cores(), world_->config().spin_us));
-  scratch_ = Scratch(world_->provider(), count);
+  try {
+    scratch_ = Scratch(world_->provider(), count);
+  } catch (...) {
+    unmake_lines();
+    throw;
+  }
 }
 
 uint64_t Communicator::control_bytes(int ranks, uint64_t annex_bytes) {
-  return round_up(peer_flag_offset(ranks), cache_line) + CommunicatorLayout(ranks, annex_bytes).bytes;
+  return lines_offset(ranks) + CommunicatorLayout(ranks, annex_bytes).bytes;
 }
 
 std::vector<int> Communicator::job_ranks(const std::vector<int>& members) const {
@@ -74,7 +88,8 @@ std::vector<int> Communicator::job_ranks(const std::vector<int>& members) const 
   return out;
 }
 
-void Communicator::connect(const std::vector<Card>& cards, uint64_t id) {
+void Communicator::connect(const std::vector<Card>& cards, std::shared_ptr<Communicator> parent,
+                           uint64_t id) {
   group_.provider = &world_->provider();
   group_.own = world_->own_control();
   group_.self_rank = world_->rank();
@@ -85,7 +100,7 @@ void Communicator::connect(const std::vector<Card>& cards, uint64_t id) {
     const uint64_t block = cards[member].block, segment = group_.controls.back().bytes;
     if (block % cache_line != 0 || block > segment || layout_->bytes > segment - block)
       fail(Status::Failure, "rank ", members_[member], " sent a malformed card");
-    group_.doorbells.push_back(parent_ ? block + offsetof(Seat, doorbell) : doorbell_offset);
+    group_.doorbells.push_back(kind_ == Kind::part ? block + offsetof(Seat, doorbell) : doorbell_offset);
     blocks_.push_back(block);
     board_offsets.push_back(block + layout_->board);
     scratch_keys_.push_back(cards[member].scratch);
@@ -93,6 +108,7 @@ void Communicator::connect(const std::vector<Card>& cards, uint64_t id) {
   peer_scratch_.resize(members_.size());
   board_.emplace(group_, board_offsets);
   id_ = id;
+  parent_ = std::move(parent);
   if (parent_) parent_->open(id_);
   board_->finish(0);
 }
@@ -102,13 +118,23 @@ uint64_t Communicator::seat_word(int member, uint64_t offset) {
                                   blocks_[static_cast<size_t>(member)] + offset);
 }
 
-void Communicator::announce_failure(const std::string& why) {
+void Communicator::announce_failure(const std::string& why, RankState state) {
   auto& failure = *reinterpret_cast<FailureText*>(world_->own_control() + block_ + layout_->failure);
   failure.length = std::min(why.size(), sizeof failure.text);
   std::memcpy(failure.text, why.data(), failure.length);
   // release: publishes the text. Those who are told next find it here.
-  seat().state.store(static_cast<uint64_t>(RankState::failed), std::memory_order_release);
+  seat().state.store(static_cast<uint64_t>(state), std::memory_order_release);
   world_->announce_failure();
+}
+
+// Takes no part any more, in shrink either.
+void Communicator::leave_seat() {
+  // Relaxed: only this rank writes it.
+  const auto state = static_cast<RankState>(seat().state.load(std::memory_order_relaxed));
+  const bool failed = state == RankState::failed || state == RankState::left;
+  // release: everything this rank published before is there for who sees that it has gone.
+  seat().state.store(static_cast<uint64_t>(failed ? RankState::left : RankState::closed),
+                     std::memory_order_release);
 }
 
 std::string Communicator::failure_text(int member) {
@@ -156,26 +182,40 @@ void Communicator::hold(const char* op) {
   }
 }
 
-void Communicator::require_usable() const {
+void Communicator::require_open() const {
   if (world_->forked())
     fail(Status::Closed, "this process is a fork of rank ", world_->rank(),
          " and cannot use its communicator; join again in the child");
   if (closed_) fail(Status::Closed, "the communicator is closed");
+}
+
+void Communicator::require_usable() const {
+  require_open();
   if (!broken()) return;
   Error again(broken_->status, text("the communicator has failed before: ", broken_->what()), broken_->ranks);
   throw again.during(broken_->op.empty() ? "abort" : broken_->op.c_str(), broken_->seq,
                      broken_->phase.c_str());
 }
 
+void Communicator::require_not_left() const {
+  if (left_) fail(Status::Closed, "this rank has aborted the communicator and is none of its survivors");
+}
+
+void Communicator::begin_among_survivors(const Operation& op) {
+  require_open();
+  require_not_left();
+  world_->enter(op.name, op.seq, size());
+}
+
 void Communicator::begin(const Operation& op) {
   // First: a call that is refused must not look to the others as if this rank had come to it.
   require_fine(op.name, op.seq);
-  world_->enter(op.name, op.seq);
+  world_->enter(op.name, op.seq, size());
 }
 
 void Communicator::require_fine(const char* op, uint64_t seq) {
   require_usable();
-  if (world_->bell().alarm.load(std::memory_order_acquire) == 0) return;
+  if (world_->bell().alarm.load(std::memory_order_acquire) == 0 && world_->news() == seen_news_) return;
   try {
     alarmed();
   } catch (Error& error) {
@@ -194,7 +234,7 @@ void Communicator::leave_by(const Error& error, const Operation& op) {
 // A member that gave up in this very call may have written over, or given back, what this rank was still pulling. It
 // raised the alarm before its call returned: so if there is none now, all that was pulled is right.
 void Communicator::require_trust() {
-  if (!world_->all_fine()) alarmed();
+  if (!world_->no_news_since(seen_news_)) alarmed();
 }
 
 void Communicator::end(const Error& cause) {
@@ -212,18 +252,36 @@ void Communicator::end(const Error& cause) {
     case Status::Closed:    // and who needs a rank that has closed finds out by itself
       return;
     default:
-      announce_failure(cause.what());
+      announce_failure(cause.what(), RankState::failed);
   }
 }
 
 void Communicator::abort(const std::string& reason) {
   if (closed_ || world_->forked()) return;
-  end(Error(Status::Failure, reason));
+  if (!broken()) {
+    // Often what makes this rank give up is another's failure, learnt of elsewhere: then that is the cause here, too.
+    try {
+      world_->hear();
+      world_->look();
+      raise_if_member_down();
+    } catch (Error& error) {
+      end(error.during("abort", 0, ""));
+    }
+  }
+  const std::lock_guard lock(end_mutex_);
+  if (left_.exchange(true)) return;
+  // The others know a cause already, or will: this rank only leaves, and is no cause of anything.
+  if (broken_) return leave_seat();
+  broken_ = Error(Status::Failure, text("this rank has aborted the communicator: ", reason));
+  is_broken_.store(true, std::memory_order_release);
+  announce_failure(reason, RankState::left);
 }
 
 void Communicator::alarmed() {
   world_->hear();
+  const uint64_t news = world_->news();
   raise_if_member_down();
+  seen_news_ = news;
 }
 
 void Communicator::raise_if_member_down() {
@@ -232,7 +290,7 @@ void Communicator::raise_if_member_down() {
   for (int member = 0; member < size(); ++member) {
     const int rank = job_rank(member);
     if (member == this->rank() || world_->flag(rank) == PeerFlag::fine) continue;
-    if (state(member) == RankState::failed) {
+    if (const RankState state = this->state(member); state == RankState::failed || state == RankState::left) {
       if (failed.empty()) why = failure_text(member);
       failed.push_back(rank);
     } else if (world_->flag(rank) == PeerFlag::dead) {
@@ -268,8 +326,36 @@ void Communicator::keep(int for_rank, bool (*ready)(void*), void* context) {
               missing);
 }
 
-bool Communicator::poll_remote(Operation& op, const std::function<bool()>& ready) {
+// Who is late need not be who will store the word.
+int Communicator::awaited(int for_rank) {
+  if (!done_) return for_rank;
+  if (awaited_ >= 0 && !done_(awaited_)) return job_rank(awaited_);
+  for (int step = 1; step < size(); ++step)
+    if (const int member = (rank() + step) % size(); !done_(member)) return job_rank(member);
+  return awaited_ >= 0 ? job_rank(awaited_) : -1;
+}
+
+std::vector<int> Communicator::missing() {
+  std::vector<int> out;
+  for (int member = 0; done_ && member < size(); ++member)
+    if (member != rank() && !done_(member)) out.push_back(job_rank(member));
+  return out;
+}
+
+std::vector<WaitCount> Communicator::wait_stats() {
+  std::vector<WaitCount> out;
+  for (const int waiter : members_)
+    for (const int late : members_) out.push_back(world_->waited(waiter, late));
+  return out;
+}
+
+bool Communicator::poll(Operation& op, int member, const std::function<bool()>& ready,
+                        const std::function<void()>& look) {
+  if (ready()) return true;
   uint64_t last_vigil = now_ns();
+  const int late = member < 0 ? -1 : job_rank(member);
+  const LoggedWait logged(world_->wait_log(), last_vigil, op.phase(), late);
+  Span span(trace_, Trace::Event::Kind::wait, op.phase(), Trace::unknown, late);
   for (long pause_ns = 0;; pause_ns = std::min(pause_ns * 2 + 1'000, 1'000'000L)) {
     if (ready()) return true;
     const timespec pause{0, pause_ns};
@@ -278,16 +364,33 @@ bool Communicator::poll_remote(Operation& op, const std::function<bool()>& ready
     last_vigil = now_ns();
     if (interrupt_check) interrupt_check();
     progress(true);
-    alarmed();
-    world_->look();
-    raise_if_member_down();
+    look();
     if (op.deadline.passed()) return ready();
   }
+}
+
+bool Communicator::takes_part(int member) {
+  if (member != rank() && world_->flag(job_rank(member)) == PeerFlag::dead) return false;
+  const RankState now = state(member);
+  return now == RankState::running || now == RankState::failed;
+}
+
+// Of a collective's number, so that it is the same on all members; and a new one, where shrinking has used that.
+uint64_t Communicator::next_object() const {
+  const std::lock_guard lock(objects_mutex_);
+  return std::max(collective_seq_, newest_object_ + 1);
+}
+
+uint64_t Communicator::new_object() {
+  const uint64_t id = next_object();
+  const std::lock_guard lock(objects_mutex_);
+  return newest_object_ = id;
 }
 
 void Communicator::open(uint64_t id) {
   const std::lock_guard lock(objects_mutex_);
   open_objects_.insert(id);
+  newest_object_ = std::max(newest_object_, id);
 }
 
 uint64_t Communicator::oldest_open() const {
@@ -362,11 +465,25 @@ void Communicator::close(const Hold&) {
   at_last.all_passed = passed;
 }
 
+void Communicator::unmake_lines() { world_->free_lines(std::exchange(block_, 0), layout_->bytes); }
+
+void Communicator::unmake() {
+  unmake_lines();
+  world_->provider().free(scratch_.region());
+}
+
+Communicator::Remains Communicator::forsake() {
+  leave_seat();
+  return {{{block_, layout_->bytes}}, {scratch_.region()}};
+}
+
 void Communicator::leave_world(bool scratch_is_free) {
-  // release: everything this rank published before is there for who sees that it closed.
-  if (state(rank()) != RankState::failed)
-    seat().state.store(static_cast<uint64_t>(RankState::closed), std::memory_order_release);
-  Remains remains{{{block_, layout_->bytes}}, {}};
+  {
+    const std::lock_guard lock(end_mutex_);  // abort() is called in any thread
+    leave_seat();
+  }
+  Remains remains = shrinking_->abandon();
+  remains.lines.push_back({block_, layout_->bytes});
   if (scratch_is_free)
     world_->provider().free(scratch_.region());
   else

@@ -1,6 +1,7 @@
 // A communicator: a group of ranks, the board on which they meet, and the frame in which every operation runs
 // (one thread at a time, deadline, sequence number, who died, who is late).
-// Collectives (collective/) and MoE (moe/) are written on top of it. Not here: moving any tensor.
+// Collectives (collective/) and MoE (moe/) are written on top of it. Not here: moving any tensor; how survivors find a
+// new communicator (shrink.hpp).
 #pragma once
 
 #include <atomic>
@@ -15,6 +16,7 @@
 
 #include "base/clock.hpp"
 #include "base/error.hpp"
+#include "base/trace.hpp"
 #include "group/communicator_layout.hpp"
 #include "group/scratch.hpp"
 #include "group/world.hpp"
@@ -24,6 +26,7 @@
 namespace xccl {
 
 class Communicator;
+class Shrinking;
 
 // The operation under way, as its body sees it.
 class Operation {
@@ -38,11 +41,14 @@ class Operation {
   // tell any more which ranks have done what. Before, an exception leaves no trace and the call can be repeated.
   void publish() { published_ = true; }
   bool published() const { return published_; }
+  // For the trace: how many bytes this rank gives in the call.
+  void moves(uint64_t bytes) { span_.moves(bytes); }
 
  private:
   friend class Communicator;
-  Operation(const char* name, uint64_t seq, const Deadline& deadline)
-      : name(name), seq(seq), deadline(deadline) {}
+  Operation(const char* name, uint64_t seq, const Deadline& deadline, Trace* trace)
+      : name(name), seq(seq), deadline(deadline), span_(trace, Trace::Event::Kind::operation, name, seq) {}
+  Span span_;
   const char* phase_ = "checking";
   bool published_ = false;
 };
@@ -58,16 +64,15 @@ class Communicator : public Vigil {
                                             AnnexBytes annex = no_annex);
   ~Communicator() override;
 
-  // --- A communicator of some members of another (collective/split.cpp): make, exchange cards, connect ---
+  // --- A communicator of some members of another (split, shrink): make, exchange cards, connect ---
   struct Card {  // what members tell each other about their part of a communicator
     uint64_t block;
     RegionKey scratch;
   };
-  static std::shared_ptr<Communicator> make(std::shared_ptr<Communicator> parent,
-                                            const std::vector<int>& members_of_parent);
+  static std::shared_ptr<Communicator> make(Communicator& parent, const std::vector<int>& members_of_parent);
   Card card() const { return {block_, scratch_.region().key}; }
   // `id`: as for other objects made collectively on the parent, see open().
-  void connect(const std::vector<Card>& cards, uint64_t id);
+  void connect(const std::vector<Card>& cards, std::shared_ptr<Communicator> parent, uint64_t id);
 
   int rank() const { return group_.self; }
   int size() const { return group_.size(); }
@@ -137,12 +142,13 @@ class Communicator : public Vigil {
   // operation, the number and the phase. When others could see the call, its end by an error ends the communicator.
   template <class Body>
   void operate(const char* name, uint64_t& counter, double timeout, Body body) {
-    operate(Hold(*this, name), name, counter, timeout, body);
+    const Hold hold(*this, name);
+    run(name, counter, timeout, body, &Communicator::begin, trace_);
   }
-  // The same for a call that holds the communicator already.
+  // The same for a call that holds the communicator already, and is in the trace.
   template <class Body>
   void operate(const Hold&, const char* name, uint64_t& counter, double timeout, Body body) {
-    run(name, counter, timeout, body);
+    run(name, counter, timeout, body, &Communicator::begin, nullptr);
   }
   // The same as a collective of this communicator. Every round of it is a call of its own on the board, which the body
   // counts.
@@ -150,7 +156,13 @@ class Communicator : public Vigil {
   void operate_in_rounds(const char* name, double timeout, Body body) {
     const Hold hold(*this, name);
     uint64_t rounds = collective_seq_;
-    run(name, rounds, timeout, body);
+    run(name, rounds, timeout, body, &Communicator::begin, trace_);
+  }
+  // The same for what an ended communicator is still good for (shrink.hpp): refused only to those who have left it.
+  template <class Body>
+  void operate_among_survivors(const char* name, uint64_t& counter, double timeout, Body body) {
+    const Hold hold(*this, name);
+    run(name, counter, timeout, body, &Communicator::begin_among_survivors, trace_);
   }
 
   // Waits until ready(member) holds for every member but this one. Timeout names those for whom it does not.
@@ -166,6 +178,9 @@ class Communicator : public Vigil {
   template <class Ready, class Done>
   bool wait(Operation& op, int member, Ready ready, Done done) {
     done_ = done;
+    phase_ = op.phase();
+    awaited_ = member;
+    const TracedWait traced(*this);
     bool came = waiter_->until(ready, member < 0 ? -1 : job_rank(member), op.deadline, *this);
     // So that who only ever waits for a moment learns of it, too.
     if (!came) came = look_now_and_then(ready);
@@ -193,12 +208,28 @@ class Communicator : public Vigil {
   template <class Ready>
   void await_remote(Operation& op, int member, Ready ready) {
     const auto done = [&](int other) { return ready(other) || !running(other); };
-    if (!poll_remote(op, [&] { return done(member); })) raise_timeout(op, collect(done), member);
+    const auto look = [&] {
+      alarmed();
+      world_->look();
+      raise_if_member_down();
+    };
+    if (!poll(op, member, [&] { return done(member); }, look)) raise_timeout(op, collect(done), member);
   }
+  // The bare wait of that kind; look() is called now and then, and throws to end it. False when the deadline passed.
+  // `member`: for whom, -1: nobody in particular.
+  bool poll(Operation& op, int member, const std::function<bool()>& ready,
+            const std::function<void()>& look);
   // Neither closed nor failed nor dead, as far as it shows.
   bool running(int member) {
     return world_->flag(job_rank(member)) != PeerFlag::dead && state(member) == RankState::running;
   }
+
+  // --- Who waited for whom (sync/wait_log.hpp) ---
+  // What every member tells of its waits for every other, in any communicator of the job, row by row; a member's waits
+  // for nobody in particular are in the diagonal. Nobody needs to help, nor to be alive.
+  std::vector<WaitCount> wait_stats();
+  // This rank's own row begins anew.
+  void reset_wait_stats() { world_->wait_log().reset(world_->size()); }
 
   // --- Objects made collectively on this communicator (moe/, sub-groups), with growing ids, alike on all members ---
   // What others might still write to or read is freed when all members have closed them, which is learnt when the next
@@ -210,6 +241,8 @@ class Communicator : public Vigil {
     std::vector<Lines> lines;
     std::vector<Region> regions;
   };
+  // The id of an object that all members are making now. All of them ask, also those that will have no part in it.
+  uint64_t new_object();
   void open(uint64_t id);
   uint64_t oldest_open() const;  // UINT64_MAX: none is
   void retire(uint64_t id, const Remains& remains);
@@ -218,8 +251,8 @@ class Communicator : public Vigil {
   // Called at the end of every operation that pulled: PeerLost or PeerFailed unless what was pulled can be trusted.
   void require_trust();
 
-  // Tells everybody that this rank gives up, for the reason given; the communicator refuses further use. In any thread:
-  // a call that another one is inside ends, too.
+  // Tells everybody that this rank gives up, for the reason given, and leaves for good: the communicator refuses further
+  // use, and its survivors shrink it without this rank. In any thread: a call that another one is inside ends, too.
   void abort(const std::string& reason);
   // Does what others count on already, outside a call: an error in it must reach them.
   template <class Body>
@@ -227,10 +260,10 @@ class Communicator : public Vigil {
     try {
       return body();
     } catch (const std::exception& error) {
-      abort(error.what());
+      end(Error(Status::Failure, error.what()));
       throw;
     } catch (...) {
-      abort("interrupted");
+      end(Error(Status::Failure, "interrupted"));
       throw;
     }
   }
@@ -250,26 +283,72 @@ class Communicator : public Vigil {
   // acquire: the cause is there. abort() may be called in any thread.
   bool broken() const { return is_broken_.load(std::memory_order_acquire); }
 
+  // --- Among survivors (shrink.cpp) ---
+  // Whether the member may still come to shrink: it has neither died nor closed nor aborted. Once false, false for ever,
+  // and what the member has published until then is all that it ever will.
+  bool takes_part(int member);
+  // Publishes something for the others by publish(), unless another thread has aborted meanwhile: that raises here.
+  template <class Publish>
+  void publish_as_survivor(Publish publish) {
+    const std::lock_guard lock(end_mutex_);
+    require_not_left();
+    publish();
+  }
+  void require_not_left() const;
+  uint64_t survivor_word(int member, uint64_t offset) {
+    return seat_word(member, layout_->survivors + offset);
+  }
+  SurvivorWords& survivor_words() {
+    return *reinterpret_cast<SurvivorWords*>(world_->own_control() + block_ + layout_->survivors);
+  }
+  uint64_t next_object() const;
+  uint64_t& shrinks() { return shrinks_; }
+  Shrinking& shrinking() { return *shrinking_; }
+  // Before connect(). Nobody knows of it: all that it has taken is given back at once.
+  void unmake();
+  // Somebody may: it ends as one that is closed, and what it has taken goes with what the communicator it was made from
+  // leaves.
+  Remains forsake();
+
   // --- Vigil ---
   void alarmed() override;
   void keep(int for_rank, bool (*ready)(void*), void* context) override;
   void progress(bool patient) override;
   bool unfinished() const override { return engine_ && engine_->unfinished(); }
+  const char* phase() const override { return phase_; }
+  int awaited(int for_rank) override;
+  std::vector<int> missing() override;
+
+  // Null if there is none.
+  Trace* trace() const { return trace_; }
 
  private:
-  Communicator(std::shared_ptr<World> world, AnnexBytes annex, std::shared_ptr<Communicator> parent);
+  enum class Kind { whole, part };
+  // The wait that has been begun, in the trace.
+  struct TracedWait {
+    explicit TracedWait(Communicator& comm) : span(comm.trace_, Trace::Event::Kind::wait, comm.phase_) {
+      if (comm.trace_) [[unlikely]]
+        span.with(comm.awaited(-1));
+    }
+    Span span;
+  };
+
+  Communicator(std::shared_ptr<World> world, AnnexBytes annex, Kind kind);
 
   Seat& seat() { return *reinterpret_cast<Seat*>(world_->own_control() + block_); }
   uint64_t seat_word(int member, uint64_t offset);
   RankState state(int member) { return static_cast<RankState>(seat_word(member, offsetof(Seat, state))); }
-  void announce_failure(const std::string& why);
+  void announce_failure(const std::string& why, RankState state);
+  void leave_seat();
   std::string failure_text(int member);
   void prepare(const std::vector<int>& members);
+  void unmake_lines();
   template <class Body>
-  void run(const char* name, uint64_t& counter, double timeout, Body& body) {
+  void run(const char* name, uint64_t& counter, double timeout, Body& body,
+           void (Communicator::*begin)(const Operation&), Trace* trace) {
     const Deadline deadline(timeout < 0 ? this->timeout() : timeout);
-    Operation op(name, counter + 1, deadline);
-    begin(op);
+    Operation op(name, counter + 1, deadline, trace);
+    (this->*begin)(op);
     try {
       body(op);
       counter += op.published();
@@ -292,6 +371,8 @@ class Communicator : public Vigil {
   }
   void hold(const char* op);
   void begin(const Operation& op);
+  void begin_among_survivors(const Operation& op);
+  void require_open() const;
   void leave_by(const Error& error, const Operation& op);
   void leave_world(bool scratch_is_free);
   void raise_if_member_down();
@@ -301,7 +382,6 @@ class Communicator : public Vigil {
     for (int member = 0; member < size(); ++member) out.push_back(member == rank() || done(member));
     return out;
   }
-  bool poll_remote(Operation& op, const std::function<bool()>& ready);
   // Keeps the vigil if that was long ago.
   template <class Ready>
   bool look_now_and_then(Ready ready) {
@@ -313,13 +393,15 @@ class Communicator : public Vigil {
   }
 
   std::shared_ptr<World> world_;
+  Trace* trace_;  // the world's
   AnnexBytes annex_bytes_;
-  std::shared_ptr<Communicator> parent_;  // null for that of all ranks
+  const Kind kind_;
+  std::shared_ptr<Communicator> parent_;  // once connected; null for that of all ranks
   uint64_t id_ = 0;                       // on the parent
   std::vector<int> members_;              // rank in the job of each member
   Neighbourhood group_;
   std::optional<CommunicatorLayout> layout_;
-  uint64_t block_ = 0;  // where its lines begin in the own control segment
+  uint64_t block_ = 0;  // where its lines begin in the own control segment; 0: it has none
   std::vector<uint64_t> blocks_;
   std::optional<Waiter> waiter_;
   Engine* engine_ = nullptr;
@@ -329,19 +411,25 @@ class Communicator : public Vigil {
   std::vector<RegionKey> scratch_keys_;
   std::vector<std::optional<RemoteRegion>> peer_scratch_;  // attached on first use
   std::optional<Board> board_;
-  uint64_t collective_seq_ = 0, barrier_seq_ = 0;
+  uint64_t collective_seq_ = 0, barrier_seq_ = 0, shrinks_ = 0;
   static constexpr uint64_t itself = UINT64_MAX;  // an object of its own as well, the youngest
   mutable std::mutex objects_mutex_;              // Python may collect a forgotten object in any thread
   std::set<uint64_t> open_objects_{itself};
+  uint64_t newest_object_ = 0;
   std::map<uint64_t, Remains> retired_;  // closed here, perhaps not everywhere
   enum class Use : int { none, call, progress };
   std::atomic<Use> use_{Use::none};  // by whichever thread
   static constexpr uint64_t look_interval_ns = 10'000'000;
   uint64_t last_look_ns_ = 0;
+  uint64_t seen_news_ = 0;         // of the world, until when all members were fine
   std::function<bool(int)> done_;  // during a wait: which members have done their part
+  const char* phase_ = "";         // during a wait: of its operation
+  int awaited_ = -1;               // during a wait: the member that makes it end, -1: anybody
   std::mutex end_mutex_;
   std::optional<Error> broken_;  // the first cause; written once, before is_broken_
   std::atomic<bool> is_broken_{false};
+  std::atomic<bool> left_{false};  // this rank has aborted
+  std::unique_ptr<Shrinking> shrinking_;
   std::atomic<bool> closed_{false};
 };
 

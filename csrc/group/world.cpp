@@ -1,12 +1,14 @@
 #include "group/world.hpp"
 
 #include <pthread.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
 #include <cstdio>
 #include <cstring>
 #include <new>
+#include <optional>
 
 #include "base/error.hpp"
 #include "base/machine.hpp"
@@ -29,7 +31,7 @@ int current_fork_epoch() {
 
 Region allocate_control(Provider& provider, int size) {
   Region region = provider.allocate(control_segment_bytes);
-  provider.commit(region, 0, peer_flag_offset(size));
+  provider.commit(region, 0, lines_offset(size));
   new (region.base) ControlFixed();
   return region;
 }
@@ -41,6 +43,11 @@ void check_spec(const JobSpec& spec) {
   if (spec.job.empty())
     fail(Status::InvalidArgument,
          "job is \"\": expected a name that all ranks of the job, and no others, use");
+}
+
+// Of no other process that lives, nor again in this one; never 0.
+uint64_t unique_number() {
+  return (now_ns() * 0x9e3779b97f4a7c15u ^ static_cast<uint64_t>(getpid()) << 1) | 1;
 }
 
 // A program may join several times, one after the other or at once: all ranks count alike.
@@ -59,16 +66,20 @@ const JobSpec& checked(const JobSpec& spec) {
 World::World(const JobSpec& spec, const Config& config)
     : spec_(checked(spec)),
       config_(config),
+      trace_(Trace::open(config.trace, spec.rank, spec.size, spec.job)),
       fork_epoch_(current_fork_epoch()),
       provider_(make_provider(spec, config)),
       heap_(*provider_),
       control_(allocate_control(*provider_, spec.size)),
       lines_(control_.bytes),
+      wait_log_(fixed().wait, reinterpret_cast<PeerWait*>(control_.base + peer_waits_offset(spec.size)),
+                spec.rank),
       known_(static_cast<size_t>(spec.size)) {
-  const uint64_t fixed_bytes = round_up(peer_flag_offset(spec.size), cache_line);
+  const uint64_t fixed_bytes = lines_offset(spec.size);
   lines_.allocate(fixed_bytes, cache_line);
   lines_committed_ = round_up(fixed_bytes, 4096);
   write_header();
+  heap_.show_bytes(&fixed().status.array_bytes);
 }
 
 void World::write_header() {
@@ -79,43 +90,66 @@ void World::write_header() {
   header.rank = spec_.rank;
   header.header_bytes = static_cast<uint32_t>(peer_flags_offset);
   header.segment_bytes = control_.bytes;
+  header.pid = static_cast<uint64_t>(getpid());
   fixed().status.state.store(static_cast<uint64_t>(RankState::running), std::memory_order_relaxed);
   // release: whoever sees ready sees the header and the status.
   header.ready.store(control_magic, std::memory_order_release);
 }
 
+namespace {
+// What a rank says of itself; then come the card of the layer above and the provider's words.
+struct Introduction {
+  RegionKey control;
+  uint64_t meeting;  // rank 0's becomes that of the job
+};
+}  // namespace
+
 std::vector<std::string> World::connect(const std::string& card, const Deadline& deadline) {
   Parcel mine = provider_->invite();
   const bool processes = !mine.fds.empty();
+  const Introduction introduction{control_.key, unique_number()};
   mine.bytes.insert(0, card);
-  mine.bytes.insert(0, reinterpret_cast<const char*>(&control_.key), sizeof control_.key);
+  mine.bytes.insert(0, reinterpret_cast<const char*>(&introduction), sizeof introduction);
   if (processes) mine.fds.push_back(Liveness::open_self());
   // Not before: a call that was refused, which no other rank has seen, is made again.
   if (spec_.numbered) spec_.job += text(".", next_join());
+  write_job_name();
+  enter("init", 1, size());
+  std::optional<LoggedWait> meeting(std::in_place, wait_log_, now_ns(), "meeting", -1);
 
   auto parcels = processes ? bootstrap_unix(spec_, std::move(mine), deadline)
                            : bootstrap_local(spec_, std::move(mine), deadline);
+  meeting.reset();
 
   std::vector<std::string> cards;
   std::vector<Fd> pidfds;
   for (int rank = 0; rank < spec_.size; ++rank) {
     Parcel& parcel = parcels[static_cast<size_t>(rank)];
-    if (parcel.bytes.size() < sizeof(RegionKey) + card.size())
+    Introduction theirs;
+    if (parcel.bytes.size() < sizeof theirs + card.size())
       fail(Status::Failure, "rank ", rank, " sent a malformed invitation");
-    RegionKey key;
-    std::memcpy(&key, parcel.bytes.data(), sizeof key);
-    cards.push_back(parcel.bytes.substr(sizeof key, card.size()));
-    parcel.bytes.erase(0, sizeof key + card.size());
+    std::memcpy(&theirs, parcel.bytes.data(), sizeof theirs);
+    if (rank == 0) fixed().header.meeting.store(theirs.meeting, std::memory_order_relaxed);
+    cards.push_back(parcel.bytes.substr(sizeof theirs, card.size()));
+    parcel.bytes.erase(0, sizeof theirs + card.size());
     if (processes) {
       pidfds.push_back(std::move(parcel.fds.back()));
       parcel.fds.pop_back();
     }
     provider_->accept(rank, std::move(parcel));
-    controls_.push_back(provider_->attach(rank, key));
+    controls_.push_back(provider_->attach(rank, theirs.control));
     check_header(rank);
   }
   liveness_.accept(std::move(pidfds));
+  wait_log_.reset(size());  // that ranks start at different times is no wait of theirs
+  leave();
   return cards;
+}
+
+void World::write_job_name() {
+  JobName& name = fixed().job;
+  name.length = spec_.job.size();
+  std::memcpy(name.text, spec_.job.data(), std::min(spec_.job.size(), sizeof name.text));
 }
 
 void World::check_header(int rank) {
@@ -176,27 +210,23 @@ void World::free_lines(uint64_t offset, uint64_t bytes) {
 void World::hear() {
   const std::lock_guard lock(news_mutex_);
   // Lowered before the flags are read: one set later raises it again. seq_cst: the read of the flags stays behind.
-  fixed().bell.alarm.exchange(0, std::memory_order_seq_cst);
+  const bool alarmed = fixed().bell.alarm.exchange(0, std::memory_order_seq_cst) != 0;
   for (int rank = 0; rank < spec_.size; ++rank) {
     const auto* flag = reinterpret_cast<std::atomic<uint64_t>*>(control_.base + peer_flag_offset(rank));
     const uint64_t value = flag->load(std::memory_order_acquire);
     if (value > static_cast<uint64_t>(this->flag(rank)))
       know(rank, value == static_cast<uint64_t>(PeerFlag::failed) ? PeerFlag::failed : PeerFlag::dead);
   }
+  // Also where no flag is new: who has failed in one communicator may now have failed in another.
+  if (alarmed) count_news();
 }
 
-bool World::all_fine() {
+bool World::no_news_since(uint64_t news) {
   const std::lock_guard lock(
-      news_mutex_);  // another thread may have lowered the alarm and not yet read the flags
+      news_mutex_);  // another thread may have lowered the alarm and not yet counted that
   // acq_rel on a read-modify-write: the caller's reads stay before it. (A fence would do; ThreadSanitizer does not see
   // those.)
-  return fixed().bell.alarm.fetch_add(0, std::memory_order_acq_rel) == 0 && !anybody_down();
-}
-
-bool World::anybody_down() const {
-  for (int rank = 0; rank < spec_.size; ++rank)
-    if (rank != spec_.rank && flag(rank) != PeerFlag::fine) return true;
-  return false;
+  return fixed().bell.alarm.fetch_add(0, std::memory_order_acq_rel) == 0 && this->news() == news;
 }
 
 void World::look() {
@@ -220,6 +250,7 @@ void World::announce(int about, PeerFlag flag) {
 
 void World::announce_death(int rank) {
   know(rank, PeerFlag::dead);
+  count_news();
   announce(rank, PeerFlag::dead);
 }
 
@@ -241,7 +272,7 @@ struct PackedName {
 
 }  // namespace
 
-void World::enter(const char* op, uint64_t seq) {
+void World::enter(const char* op, uint64_t seq, int members) {
   const PackedName name(op);
   StatusLine& line = status();
   // Relaxed: hints, for other ranks' messages and for whoever looks from outside.
@@ -249,7 +280,7 @@ void World::enter(const char* op, uint64_t seq) {
   line.op[1].store(name.words[1], std::memory_order_relaxed);
   line.seq.store(seq, std::memory_order_relaxed);
   line.since_ns.store(now_ns(), std::memory_order_relaxed);
-  line.inside.store(1, std::memory_order_relaxed);
+  line.inside.store(static_cast<uint64_t>(members), std::memory_order_relaxed);
 }
 
 void World::leave() {
@@ -267,11 +298,18 @@ std::string World::whereabouts(int rank) {
   char seconds[32];
   std::snprintf(seconds, sizeof seconds, "%.1f s",
                 now > since ? static_cast<double>(now - since) * 1e-9 : 0.0);
-  if (name == PackedName()) return "alive, in no XCCL call yet";
+  if (name == PackedName() || name == PackedName("init")) return "alive, in no XCCL call yet";
   const bool inside = status_word(rank, offsetof(StatusLine, inside)) != 0;
   return text("alive, ", inside ? "in " : "outside XCCL since ", name.str(), " #",
               status_word(rank, offsetof(StatusLine, seq)), inside ? " for " : ", ", seconds,
               inside ? "" : " ago");
+}
+
+WaitCount World::waited(int waiter, int late) {
+  const uint64_t row = peer_waits_offset(size()) + sizeof(PeerWait) * static_cast<uint64_t>(late);
+  const auto word = [&](size_t offset) { return provider_->fetch(control(waiter), row + offset); };
+  return {word(offsetof(PeerWait, count)), word(offsetof(PeerWait, total_ns)),
+          word(offsetof(PeerWait, longest_ns))};
 }
 
 uint64_t World::status_word(int rank, size_t offset) {
@@ -302,6 +340,7 @@ void World::close_one() {
 void World::close() {
   if (closed_ || forked()) return;
   closed_ = true;
+  if (trace_) trace_->flush();
   // release: everything this rank published before is there for who sees that it closed.
   fixed().status.state.store(static_cast<uint64_t>(RankState::closed), std::memory_order_release);
 }

@@ -10,6 +10,7 @@
 
 #include "base/clock.hpp"
 #include "base/config.hpp"
+#include "base/trace.hpp"
 #include "group/engine.hpp"
 #include "group/liveness.hpp"
 #include "memory/control_layout.hpp"
@@ -19,6 +20,11 @@
 #include "sync/wait.hpp"
 
 namespace xccl {
+
+// How one rank has waited for another.
+struct WaitCount {
+  uint64_t count = 0, total_ns = 0, longest_ns = 0;
+};
 
 class World {
  public:
@@ -36,6 +42,10 @@ class World {
   Provider& provider() { return *provider_; }
   Heap& heap() { return heap_; }
   StatusLine& status() { return fixed().status; }
+  WaitLog& wait_log() { return wait_log_; }
+  // What `waiter` tells of its waits for another, or, of itself, for nobody in particular.
+  WaitCount waited(int waiter, int late);
+  Trace* trace() { return trace_.get(); }
   Bell& bell() { return fixed().bell; }
   std::byte* own_control() { return control_.base; }
   const RemoteRegion& control(int rank) const { return controls_[static_cast<size_t>(rank)]; }
@@ -47,14 +57,14 @@ class World {
   void free_lines(uint64_t offset, uint64_t bytes);
 
   // --- Deaths and failures ---
-  // Any rank but this one that is known to have died, or to have failed in any communicator.
-  bool anybody_down() const;
   PeerFlag flag(int rank) const { return known_[static_cast<size_t>(rank)].load(std::memory_order_relaxed); }
   // Takes in what others have announced since the last look.
   void hear();
-  // Whether nobody has announced a death, or a failure in any communicator, until now. What the caller has read before
-  // stays before.
-  bool all_fine();
+  // How often there has been news: a death, or a failure in any communicator. Who asks before it looks at the others
+  // misses none: what it did not see yet is news afterwards.
+  uint64_t news() const { return news_.load(std::memory_order_acquire); }
+  // Whether there has been none since then, until now. What the caller has read before stays before.
+  bool no_news_since(uint64_t news);
   // Looks at the processes themselves, and announces the dead.
   void look();
   RankState state(int rank);
@@ -68,8 +78,8 @@ class World {
   void add_engine(Engine* engine);
   void remove_engine(Engine* engine);
   void advance_others(const Engine* but);
-  // Shows the others what this rank is doing.
-  void enter(const char* op, uint64_t seq);
+  // Shows the others what this rank is doing, in a communicator of so many members.
+  void enter(const char* op, uint64_t seq, int members);
   void leave();
   // "alive, in dispatch #4 for 2.1 s": where a rank is, from what it shows.
   std::string whereabouts(int rank);
@@ -77,6 +87,10 @@ class World {
   // Waits, looking around every millisecond, until gone() or the deadline: for the slow business of closing.
   template <class Gone>
   bool drain(Gone gone, const Deadline& deadline) {
+    if (gone()) return true;
+    enter("close", 0, size());
+    const Leave at_last{*this};
+    const LoggedWait logged(wait_log_, now_ns(), "draining", -1);
     while (!gone()) {
       if (deadline.passed()) return false;
       hear();
@@ -97,15 +111,23 @@ class World {
  private:
   ControlFixed& fixed() { return *reinterpret_cast<ControlFixed*>(control_.base); }
   uint64_t status_word(int rank, size_t offset);
+  struct Leave {
+    World& world;
+    ~Leave() { world.leave(); }
+  };
   void write_header();
+  void write_job_name();
   void check_header(int rank);
   void know(int rank, PeerFlag flag) {
     known_[static_cast<size_t>(rank)].store(flag, std::memory_order_relaxed);
   }
+  // release: who sees the count sees the flags.
+  void count_news() { news_.fetch_add(1, std::memory_order_release); }
   void announce(int rank, PeerFlag flag);
 
   JobSpec spec_;
   Config config_;
+  std::shared_ptr<Trace> trace_;
   int fork_epoch_;
   std::unique_ptr<Provider> provider_;
   Heap heap_;
@@ -113,11 +135,13 @@ class World {
   std::mutex lines_mutex_;  // Python may make objects of several communicators at once
   RangeAllocator lines_;
   uint64_t lines_committed_ = 0;
+  WaitLog wait_log_;
   std::vector<RemoteRegion> controls_;
   // Atomic: an object that is collected in another thread asks too. Relaxed: nothing else is read because of it.
   std::vector<std::atomic<PeerFlag>> known_;
   Liveness liveness_;
-  std::mutex news_mutex_;  // of the alarm, between lowering it and having read the flags
+  std::mutex news_mutex_;  // of the alarm, between lowering it and having read the flags and counted that
+  std::atomic<uint64_t> news_{0};
   std::mutex engines_mutex_;
   std::vector<Engine*> engines_;
   std::atomic<int> open_communicators_{0};

@@ -9,10 +9,7 @@ constexpr uint64_t shared_region_bytes = 1 << 20;
 constexpr uint64_t largest_shared = shared_region_bytes / 4;
 }  // namespace
 
-std::byte* Heap::allocate(uint64_t bytes) {
-  bytes = round_up(bytes ? bytes : 1, alignment);
-  const std::lock_guard lock(mutex_);
-  if (bytes <= largest_shared) return allocate_shared(bytes);
+Region Heap::take(uint64_t bytes) {
   const Region region = provider_.allocate(bytes);
   try {
     provider_.commit(region, 0, bytes);
@@ -20,6 +17,20 @@ std::byte* Heap::allocate(uint64_t bytes) {
     provider_.free(region);
     throw;
   }
+  show(region.bytes, 0);
+  return region;
+}
+
+void Heap::give_back(const Region& region) {
+  provider_.free(region);
+  show(0, region.bytes);
+}
+
+std::byte* Heap::allocate(uint64_t bytes) {
+  bytes = round_up(bytes ? bytes : 1, alignment);
+  const std::lock_guard lock(mutex_);
+  if (bytes <= largest_shared) return allocate_shared(bytes);
+  const Region region = take(bytes);
   blocks_[region.base] = Block{bytes, nullptr, region};
   return region.base;
 }
@@ -30,13 +41,7 @@ std::byte* Heap::allocate_shared(uint64_t bytes) {
       blocks_[base + *offset] = Block{bytes, shared.get(), {}};
       return base + *offset;
     }
-  const Region region = provider_.allocate(shared_region_bytes);
-  try {
-    provider_.commit(region, 0, shared_region_bytes);
-  } catch (...) {
-    provider_.free(region);
-    throw;
-  }
+  const Region region = take(shared_region_bytes);
   auto& shared = shared_[region.base] =
       std::make_unique<Shared>(Shared{region, RangeAllocator(shared_region_bytes)});
   const uint64_t offset = *shared->ranges.allocate(bytes, alignment);
@@ -63,12 +68,12 @@ void Heap::free(std::byte* block) {
     fail(Status::InvalidArgument, "freeing memory that is not an array of this rank");
   const Block freed = entry->second;
   blocks_.erase(entry);
-  if (!freed.shared) return provider_.free(freed.own);
+  if (!freed.shared) return give_back(freed.own);
   freed.shared->ranges.free(static_cast<uint64_t>(block - freed.shared->region.base), freed.bytes);
   if (freed.shared->ranges.free_bytes() < shared_region_bytes) return;
   const Region region = freed.shared->region;
   shared_.erase(region.base);
-  provider_.free(region);
+  give_back(region);
 }
 
 }  // namespace xccl

@@ -3,6 +3,7 @@
 // back when it is freed. Safe to use from any thread, since arrays are freed wherever Python pleases.
 #pragma once
 
+#include <atomic>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -28,6 +29,9 @@ class Heap {
   };
   std::optional<Place> find(const void* memory, uint64_t bytes);
 
+  // From now on tells, in this word, how much memory the area takes. Relaxed: a hint for whoever looks from outside.
+  void show_bytes(std::atomic<uint64_t>* bytes) { shown_ = bytes; }
+
  private:
   struct Shared {
     Region region;
@@ -39,8 +43,15 @@ class Heap {
     Region own;
   };
   std::byte* allocate_shared(uint64_t bytes);
+  Region take(uint64_t bytes);
+  void give_back(const Region& region);
+  void show(uint64_t more, uint64_t less) {
+    if (shown_) shown_->store(taken_ += more - less, std::memory_order_relaxed);
+  }
 
   Provider& provider_;
+  std::atomic<uint64_t>* shown_ = nullptr;
+  uint64_t taken_ = 0;
   std::mutex mutex_;
   std::map<std::byte*, std::unique_ptr<Shared>> shared_;  // by base
   std::map<std::byte*, Block> blocks_;

@@ -1,5 +1,6 @@
 // Combine, one call: publish where the experts' rows are, wait, pull the row bases, sum the rows of each token.
 #include <cstring>
+#include <utility>
 
 #include "moe/expert_parallel.hpp"
 
@@ -11,6 +12,7 @@ class CombineCall {
       : ep_(ep),
         op_(op),
         comm_(*ep.comm_),
+        format_(ep.shape_.combine_format()),
         slot_(result.lease->slot()),
         routing_(*result.routing),
         dispatch_(result.number),
@@ -18,6 +20,7 @@ class CombineCall {
 
   void run(const void* rows, void* y) {
     op_.phase("staging");
+    op_.moves(routing_.rows() * row_bytes());
     const uint64_t where = stage(static_cast<const std::byte*>(rows));
     const uint64_t bases = write_bases();
     ep_.exchange(op_, records(where, bases), {&slot_.used_by, &bases_used_by()});
@@ -35,12 +38,13 @@ class CombineCall {
   }
 
  private:
-  uint64_t row_bytes() const { return ep_.shape_.row_bytes(); }
+  uint64_t row_bytes() const { return format_.row_bytes(); }
   int size() const { return comm_.size(); }
   int slots() const { return static_cast<int>(ep_.shape_.slots()); }
 
   // Makes the experts' rows reachable, copying only what lies elsewhere, and returns their offset in the region.
   uint64_t stage(const std::byte* rows) {
+    if (format_.quantised()) return stage_quantised(rows);
     if (rows == slot_.x.base() && ep_.shape_.layout == RowLayout::expert) return slot_.x.offset();
     if (rows == slot_.out.base()) return slot_.out.offset();
     ep_.await_passed(op_, slot_.used_by);
@@ -48,6 +52,15 @@ class CombineCall {
     slot_.out.require(bytes);
     if (bytes) std::memmove(slot_.out.base(), rows, bytes);  // the rows may be a part of this very buffer
     return slot_.out.offset();
+  }
+
+  uint64_t stage_quantised(const std::byte* rows) {
+    ep_.await_passed(op_, slot_.used_by);
+    const uint64_t bytes = format_.bytes(routing_.rows());
+    slot_.quantised.require(bytes);
+    quantise_rows(ep_.kernels_, format_, rows, routing_.rows(), slot_.quantised.base(),
+                  ep_.past_caches(bytes));
+    return slot_.quantised.offset();
   }
 
   uint64_t& bases_used_by() { return ep_.memory_->bases[ep_.bases_turn_].used_by; }
@@ -86,31 +99,29 @@ class CombineCall {
       if (record[ep_record::rows] > EpLayout::worst_rows(ep_.shape_, ep_.placement_, member))
         fail(Status::Failure, "rank ", comm_.job_rank(member),
              " announces more rows than there can be: its record is damaged");
-      ep_.require_in_region(member, record[ep_record::where], record[ep_record::rows] * row_bytes());
+      ep_.require_in_region(member, record[ep_record::where], format_.bytes(record[ep_record::rows]));
       ep_.require_in_region(member, record[ep_record::list],
                             4 * static_cast<uint64_t>(ep_.placement_.count(member)));
     }
   }
 
-  // Where on its rank, in the region, the first of this rank's rows for each expert lies. The others follow it.
+  // Which of its rank's rows the first of this rank's for each expert is. The others follow it.
   void pull_bases() {
     op_.phase("pulling bases");
-    std::vector<uint32_t> bases(static_cast<size_t>(ep_.placement_.positions()));
+    first_of_position_.resize(static_cast<size_t>(ep_.placement_.positions()));
     for (int member = 0; member < size(); ++member) {
       if (routing_.rows_to(ep_.placement_, member) == 0) continue;
-      const Transfer transfer{&bases[static_cast<size_t>(ep_.placement_.first(member))],
+      const Transfer transfer{&first_of_position_[static_cast<size_t>(ep_.placement_.first(member))],
                               heard(member)[ep_record::list],
                               4 * static_cast<uint64_t>(ep_.placement_.count(member))};
       comm_.world().provider().get(ep_.peer(member), &transfer, 1);
     }
     comm_.world().provider().quiet();
-    offset_of_position_.resize(bases.size());
-    for (size_t position = 0; position < bases.size(); ++position) {
+    for (size_t position = 0; position < first_of_position_.size(); ++position) {
       const int member = ep_.placement_.rank_of(static_cast<int>(position));
       const uint32_t count = routing_.pairs_at(position);
-      if (count > 0 && uint64_t{bases[position]} + count > heard(member)[ep_record::rows])
+      if (count > 0 && uint64_t{first_of_position_[position]} + count > heard(member)[ep_record::rows])
         fail(Status::Failure, "rank ", comm_.job_rank(member), "'s row bases are damaged");
-      offset_of_position_[position] = heard(member)[ep_record::where] + bases[position] * row_bytes();
     }
   }
 
@@ -120,39 +131,61 @@ class CombineCall {
     return true;
   }
 
-  // The rows of one token in top-k order: their weights, and what `place` makes of each one's rank and offset there.
+  // The rows of `tokens` tokens, up to `slots` for each, in top-k order.
+  struct Rows {
+    Rows(int64_t tokens, int64_t slots)
+        : rows(static_cast<size_t>(tokens * slots)), scales(rows.size()), weights(rows.size()) {}
+    std::vector<const void*> rows;
+    std::vector<const float*> scales;  // where rows have some
+    std::vector<float> weights;
+  };
+
+  // Finds those of one token, which go to `at` and after: their weights, and where `place` says that a part of a rank's
+  // region is: its offset, its bytes. Returns how many.
   template <class Place>
-  int gather(int64_t token, const void** rows, float* weights, Place place) const {
+  int gather(int64_t token, Rows& out, size_t at, Place place) const {
     int count = 0;
     for (int64_t i = token * slots(); i < (token + 1) * slots(); ++i) {
       const int32_t position = routing_.position_of_slot[static_cast<size_t>(i)];
       if (position == nowhere) continue;
-      weights[count] = weights_[i];
-      rows[count++] = place(ep_.placement_.rank_of(position),
-                            offset_of_position_[static_cast<size_t>(position)] +
-                                routing_.place_of_slot[static_cast<size_t>(i)] * row_bytes());
+      const int member = ep_.placement_.rank_of(position);
+      const Payload& record = heard(member);
+      const uint64_t row = uint64_t{first_of_position_[static_cast<size_t>(position)]} +
+                           routing_.place_of_slot[static_cast<size_t>(i)];
+      out.weights[at] = weights_[i];
+      out.rows[at] = place(member, record[ep_record::where] + row * row_bytes(), row_bytes());
+      if (format_.quantised())
+        out.scales[at] = reinterpret_cast<const float*>(place(member,
+                                                              record[ep_record::where] +
+                                                                  format_.scales_at(record[ep_record::rows]) +
+                                                                  row * format_.scale_bytes(),
+                                                              format_.scale_bytes()));
+      ++at, ++count;
     }
     return count;
   }
 
+  void sum(std::byte* y, const Rows& rows, size_t at, int count) const {
+    sum_(y, &rows.rows[at], &rows.scales[at], &rows.weights[at], count);
+  }
+
   void sum_direct(std::byte* y) const {
-    const WeightedSum sum = ep_.kernels_.weighted_sum(ep_.shape_.dtype);
-    std::vector<const void*> rows(static_cast<size_t>(slots()));
-    std::vector<float> weights(static_cast<size_t>(slots()));
-    for (int64_t token = 0; token < routing_.tokens; ++token, y += row_bytes()) {
-      const int count = gather(token, rows.data(), weights.data(),
-                               [&](int member, uint64_t offset) { return ep_.peer(member).direct + offset; });
-      sum(y, rows.data(), weights.data(), count, static_cast<uint64_t>(ep_.shape_.hidden));
+    Rows rows(1, slots());
+    for (int64_t token = 0; token < routing_.tokens; ++token, y += ep_.shape_.row_bytes()) {
+      const int count = gather(token, rows, 0, [&](int member, uint64_t offset, uint64_t) {
+        return ep_.peer(member).direct + offset;
+      });
+      sum(y, rows, 0, count);
     }
   }
 
   // The reference: rows are fetched into private memory, some tokens at a time, then summed by the same kernel.
   void sum_staged(std::byte* y) const {
     constexpr int64_t batch = 16;
-    const WeightedSum sum = ep_.kernels_.weighted_sum(ep_.shape_.dtype);
-    std::vector<std::byte> fetched(static_cast<size_t>(batch * slots()) * row_bytes());
-    std::vector<const void*> rows(static_cast<size_t>(batch * slots()));
-    std::vector<float> weights(static_cast<size_t>(batch * slots()));
+    const auto whole = [](uint64_t bytes) { return round_up(bytes, alignof(float)); };
+    std::vector<std::byte> fetched(static_cast<size_t>(batch * slots()) *
+                                   (whole(row_bytes()) + format_.scale_bytes()));
+    Rows rows(batch, slots());
     std::vector<int> counts(batch);
     for (int64_t first = 0; first < routing_.tokens; first += batch) {
       const int64_t last = std::min(first + batch, routing_.tokens);
@@ -160,30 +193,29 @@ class CombineCall {
       for (int64_t token = first; token < last; ++token) {
         const auto at = static_cast<size_t>((token - first) * slots());
         counts[static_cast<size_t>(token - first)] =
-            gather(token, &rows[at], &weights[at], [&](int member, uint64_t offset) {
-              const Transfer transfer{free, offset, row_bytes()};
+            gather(token, rows, at, [&](int member, uint64_t offset, uint64_t bytes) {
+              const Transfer transfer{free, offset, bytes};
               comm_.world().provider().get(ep_.peer(member), &transfer, 1);
-              free += row_bytes();
-              return static_cast<const void*>(transfer.local);
+              return std::exchange(free, free + whole(bytes));
             });
       }
       comm_.world().provider().quiet();
-      for (int64_t token = first; token < last; ++token, y += row_bytes()) {
-        const auto at = static_cast<size_t>((token - first) * slots());
-        sum(y, &rows[at], &weights[at], counts[static_cast<size_t>(token - first)],
-            static_cast<uint64_t>(ep_.shape_.hidden));
-      }
+      for (int64_t token = first; token < last; ++token, y += ep_.shape_.row_bytes())
+        sum(y, rows, static_cast<size_t>((token - first) * slots()),
+            counts[static_cast<size_t>(token - first)]);
     }
   }
 
   ExpertParallel& ep_;
   Operation& op_;
   Communicator& comm_;
+  const RowFormat format_;
   ResultSlot& slot_;
   const Routing& routing_;
   const uint64_t dispatch_;  // the call that made the result: the same on all ranks
   const float* weights_;
-  std::vector<uint64_t> offset_of_position_;  // of the first row, in that rank's region
+  const RowSum sum_{ep_.kernels_, format_};
+  std::vector<uint32_t> first_of_position_;  // among that rank's rows
 };
 
 void ExpertParallel::combine(const void* rows, Dispatched& result, const float* weights, void* y,
@@ -195,6 +227,9 @@ void ExpertParallel::combine(const void* rows, Dispatched& result, const float* 
          "rows are those of the result, one for each token in layout \"token\": expected one for each token "
          "and "
          "expert");
+  if (shape_.dispatch_format().quantised() && rows == result.lease->slot().x.base() && result.rows() > 0)
+    fail(Status::InvalidArgument, "rows are those of the result, which are quantised: expected ",
+         element_type_name(shape_.dtype), ", such as its output buffer");
   const uint64_t bytes = static_cast<uint64_t>(result.routing->tokens) * shape_.row_bytes();
   if (EpMemory::any_result_overlaps(y, bytes))
     fail(Status::InvalidArgument,

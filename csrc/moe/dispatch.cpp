@@ -14,6 +14,7 @@ class DispatchCall {
       : ep_(ep),
         op_(op),
         comm_(*ep.comm_),
+        format_(ep.shape_.dispatch_format()),
         x_(static_cast<const std::byte*>(x)),
         tokens_(topk.tokens),
         routing_(std::move(reused)),
@@ -32,6 +33,7 @@ class DispatchCall {
   std::shared_ptr<Dispatched> run() {
     ResultSlot& slot = ep_.free_result();
     op_.phase("staging");
+    op_.moves(routing_->pairs() * row_bytes());
     const uint64_t where = stage();
     if (fresh_) write_lists();
     ep_.exchange(op_, records(where), pulled_);
@@ -45,17 +47,18 @@ class DispatchCall {
     if (fresh_) ep_.count_load(*routing_);
     slot.leased.store(true, std::memory_order_relaxed);
     return std::make_shared<Dispatched>(
-        Dispatched{routing_, std::make_shared<Lease>(ep_.memory_, slot), op_.seq});
+        Dispatched{routing_, std::make_shared<Lease>(ep_.memory_, slot), op_.seq, format_});
   }
 
  private:
-  uint64_t row_bytes() const { return ep_.shape_.row_bytes(); }
+  uint64_t row_bytes() const { return format_.row_bytes(); }
   int size() const { return comm_.size(); }
   int rank() const { return comm_.rank(); }
   uint64_t experts_on(int member) const { return static_cast<uint64_t>(ep_.placement_.count(member)); }
 
   // Makes the rows of x reachable and returns their offset in the region.
   uint64_t stage() {
+    if (format_.quantised()) return stage_quantised();
     for (PulledPiece& piece : ep_.memory_->input)
       if (piece.memory.contains(x_)) {
         pulled_.push_back(&piece.used_by);
@@ -68,6 +71,20 @@ class DispatchCall {
     const uint64_t bytes = static_cast<uint64_t>(tokens_) * row_bytes();
     piece.memory.require(bytes);
     std::memcpy(piece.memory.base(), x_, bytes);
+    pulled_.push_back(&piece.used_by);
+    staged_ = true;
+    return piece.memory.offset();
+  }
+
+  // Each token once, however many ranks and experts want it. This rank's own rows are pulled from here as well.
+  uint64_t stage_quantised() {
+    PulledPiece& piece = ep_.memory_->staging[ep_.staging_turn_];
+    ep_.await_passed(op_, piece.used_by);
+    const auto tokens = static_cast<uint64_t>(tokens_);
+    const uint64_t bytes = format_.bytes(tokens);
+    piece.memory.require(bytes);
+    quantise_rows(ep_.kernels_, format_, x_, tokens, piece.memory.base(), ep_.past_caches(bytes));
+    x_ = piece.memory.base();
     pulled_.push_back(&piece.used_by);
     staged_ = true;
     return piece.memory.offset();
@@ -124,7 +141,7 @@ class DispatchCall {
         fail(Status::Failure, "rank ", comm_.job_rank(member),
              " announces more than max_tokens: its record is damaged");
       if (record[ep_record::rows])
-        ep_.require_in_region(member, record[ep_record::where], record[ep_record::tokens] * row_bytes());
+        ep_.require_in_region(member, record[ep_record::where], format_.bytes(record[ep_record::tokens]));
       if (!fresh_ && (record[ep_record::tokens] != routing_->tokens_of[static_cast<size_t>(member)] ||
                       record[ep_record::rows] != routing_->rows_of[static_cast<size_t>(member)]))
         fail(Status::Failure, "rank ", comm_.job_rank(member),
@@ -215,10 +232,10 @@ class DispatchCall {
     op_.phase("pulling rows");
     ep_.await_passed(op_, slot.used_by);
     const bool token_rows = ep_.shape_.layout == RowLayout::token;
-    const uint64_t bytes = (token_rows ? routing_->tokens_here : routing_->rows()) * row_bytes();
+    const uint64_t rows = token_rows ? routing_->tokens_here : routing_->rows();
+    const uint64_t bytes = format_.bytes(rows);
     slot.x.require(bytes);
-    // What all ranks write together either may stay in the caches for the experts, or would only push other things out.
-    const bool past_caches = bytes * static_cast<uint64_t>(size()) > shared_cache_bytes();
+    const bool past_caches = ep_.past_caches(bytes);
     // This rank's own rows come straight from x, wherever that lies; other ranks' by address where there is one.
     std::vector<const std::byte*> from(static_cast<size_t>(size()), nullptr);
     for (int member = 0; member < size(); ++member)
@@ -229,15 +246,23 @@ class DispatchCall {
     for (const uint32_t row : routing_->arrivals) {
       if (token_rows && static_cast<uint64_t>(routing_->token_row[row]) < tokens)
         continue;  // it is here already
-      std::byte* to = slot.x.base() + (token_rows ? tokens++ : row) * row_bytes();
+      const uint64_t there = token_rows ? tokens++ : row;
+      std::byte* to = slot.x.base() + there * row_bytes();
+      std::byte* scales = slot.x.base() + format_.scales_at(rows) + there * format_.scale_bytes();
       const int source = routing_->src_rank[row];
-      const auto offset = static_cast<uint64_t>(routing_->src_token[row]) * row_bytes();
+      const auto token = static_cast<uint64_t>(routing_->src_token[row]);
+      const uint64_t offset = token * row_bytes(),
+                     scales_offset =
+                         format_.scales_at(heard(source)[ep_record::tokens]) + token * format_.scale_bytes();
       if (const std::byte* base = from[static_cast<size_t>(source)]) {
         past_caches ? stream_past_caches(to, base + offset, row_bytes())
                     : ep_.copy_(to, base + offset, row_bytes());
+        if (format_.quantised()) std::memcpy(scales, base + scales_offset, format_.scale_bytes());
       } else {
-        const Transfer transfer{to, heard(source)[ep_record::where] + offset, row_bytes()};
-        comm_.world().provider().get(ep_.peer(source), &transfer, 1);
+        const uint64_t where = heard(source)[ep_record::where];
+        const Transfer transfers[] = {{to, where + offset, row_bytes()},
+                                      {scales, where + scales_offset, format_.scale_bytes()}};
+        comm_.world().provider().get(ep_.peer(source), transfers, format_.quantised() ? 2 : 1);
       }
     }
     finish_streams();
@@ -247,7 +272,8 @@ class DispatchCall {
   ExpertParallel& ep_;
   Operation& op_;
   Communicator& comm_;
-  const std::byte* x_;
+  const RowFormat format_;
+  const std::byte* x_;  // as the format says, once it is staged
   int64_t tokens_;
   std::shared_ptr<Routing> made_;  // when this call makes one
   std::shared_ptr<const Routing> routing_;

@@ -2,12 +2,13 @@
 // The planner adds up the same numbers that the object allocates, so they cannot disagree.
 //
 //   input     2 slots of max_tokens rows      written by the user (input_buffer), pulled by dispatch
-//   staging   2 slots of max_tokens rows      dispatch's copy of an x that lies in private memory
+//   staging   2 slots of max_tokens rows      dispatch's copy of an x that lies in private memory, or is quantised
 //   route     2 slots, one route list per destination rank: a RoutedRow for each of its rows
 //   bases     2 slots of uint32 (ranks, expert slots here): first row of each source and expert, for combine
 //   results   per result: rows of x, then rows of out, each (ranks * max_tokens * (topk + shared experts)) rows at the
-//             worst; in layout "token" x has (ranks * max_tokens)
+//             worst; in layout "token" x has (ranks * max_tokens); if combine quantises, then the quantised rows of out
 //
+// staging, x and the quantised rows of out are in the format of row_format.hpp, input and out as the user has them.
 // Everything is written by the owner and pulled by the others. Slots of 2 are used in turn (record_depth).
 #pragma once
 
@@ -20,7 +21,7 @@
 #include "memory/mapping.hpp"
 #include "memory/range_allocator.hpp"
 #include "moe/placement.hpp"
-#include "moe/row_type.hpp"
+#include "moe/row_format.hpp"
 #include "sync/record_layout.hpp"
 
 namespace xccl {
@@ -39,12 +40,17 @@ struct EpShape {
   int64_t num_experts = 0, hidden = 0, max_tokens = 0, topk = 0;
   RowType dtype = RowType::float32;
   RowLayout layout = RowLayout::expert;
-  int64_t results = 2;                  // results alive at once
+  int64_t results = 2;  // results alive at once
+  Quant dispatch_quant = Quant::none, combine_quant = Quant::none;
   std::vector<int32_t> shared_experts;  // get every token, besides those that it names
 
   // Experts of a token, at the most.
   int64_t slots() const { return topk + static_cast<int64_t>(shared_experts.size()); }
+  // Of a row as the user gives it to dispatch and combine.
   uint64_t row_bytes() const { return static_cast<uint64_t>(hidden) * element_bytes(dtype); }
+  // What dispatch moves, and x of a result is; what combine moves.
+  RowFormat dispatch_format() const { return {dtype, dispatch_quant, static_cast<uint64_t>(hidden)}; }
+  RowFormat combine_format() const { return {dtype, combine_quant, static_cast<uint64_t>(hidden)}; }
 };
 
 // InvalidArgument, naming the argument, for a shape that cannot be.
@@ -70,6 +76,13 @@ inline void check(const EpShape& shape, int ranks) {
   if (shape.layout != RowLayout::expert && shape.layout != RowLayout::token)
     fail(Status::InvalidArgument, "layout is ", static_cast<uint32_t>(shape.layout),
          ": expected 1 (expert) or 2 (token)");
+  const auto require_quant = [](const char* name, Quant quant) {
+    if (quant != Quant::none && quant != Quant::int8 && quant != Quant::fp8_e4m3)
+      fail(Status::InvalidArgument, name, " is ", static_cast<uint32_t>(quant),
+           ": expected 0 (none), 1 (int8) or 2 (fp8_e4m3)");
+  };
+  require_quant("dispatch_quant", shape.dispatch_quant);
+  require_quant("combine_quant", shape.combine_quant);
   const int64_t worst = shape.max_tokens * shape.slots() * ranks;
   if (worst > INT32_MAX)
     fail(Status::InvalidArgument, "max_tokens * topk * ranks is ", worst, ", more rows than ", INT32_MAX,
@@ -101,8 +114,8 @@ struct EpPiece {
 
 struct EpLayout {
   EpPiece input[record_depth], staging[record_depth], route[record_depth], bases[record_depth];
-  std::vector<EpPiece> x, out;  // per result
-  uint64_t bytes = 0;           // of the whole region
+  std::vector<EpPiece> x, out, quantised;  // per result; the last only if combine quantises
+  uint64_t bytes = 0;                      // of the whole region
 
   // The most rows a rank can be given. Experts may repeat within a token, so topk bounds the copies of a token.
   static uint64_t worst_rows(const EpShape& shape, const Placement& placement, int rank) {
@@ -112,18 +125,19 @@ struct EpLayout {
   }
 
   EpLayout(const EpShape& shape, const Placement& placement, int rank) {
-    const uint64_t rows = static_cast<uint64_t>(shape.max_tokens) * shape.row_bytes();
+    const auto tokens = static_cast<uint64_t>(shape.max_tokens);
     const auto slots = static_cast<uint64_t>(shape.max_tokens * shape.slots());
-    for (auto& piece : input) piece = take(rows);
-    for (auto& piece : staging) piece = take(rows);
+    for (auto& piece : input) piece = take(tokens * shape.row_bytes());
+    for (auto& piece : staging) piece = take(shape.dispatch_format().bytes(tokens));
     const auto ranks = static_cast<uint64_t>(placement.ranks());
     for (auto& piece : route) piece = take(slots * sizeof(RoutedRow));
     for (auto& piece : bases) piece = take(4 * ranks * static_cast<uint64_t>(placement.count(rank)));
-    const uint64_t worst = worst_rows(shape, placement, rank) * shape.row_bytes(),
+    const uint64_t worst = worst_rows(shape, placement, rank),
                    copies = shape.layout == RowLayout::token ? static_cast<uint64_t>(shape.slots()) : 1;
     for (int64_t i = 0; i < shape.results; ++i) {
-      x.push_back(take(worst / copies));
-      out.push_back(take(worst));
+      x.push_back(take(shape.dispatch_format().bytes(worst / copies)));
+      out.push_back(take(worst * shape.row_bytes()));
+      if (shape.combine_format().quantised()) quantised.push_back(take(shape.combine_format().bytes(worst)));
     }
   }
 

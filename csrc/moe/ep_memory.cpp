@@ -33,6 +33,7 @@ EpMemory::EpMemory(std::shared_ptr<World> world, const EpShape& shape, const Pla
     results.push_back(std::make_unique<ResultSlot>());
     results.back()->x = piece(layout.x[i]);
     results.back()->out = piece(layout.out[i]);
+    if (!layout.quantised.empty()) results.back()->quantised = piece(layout.quantised[i]);
   }
   const std::lock_guard lock(living().mutex);
   living().all.insert(this);
@@ -42,7 +43,9 @@ bool EpMemory::any_result_overlaps(const void* memory, uint64_t bytes) {
   const std::lock_guard lock(living().mutex);
   for (const EpMemory* one : living().all)
     for (const auto& slot : one->results)
-      if (slot->x.overlaps(memory, bytes) || slot->out.overlaps(memory, bytes)) return true;
+      if (slot->x.overlaps(memory, bytes) || slot->out.overlaps(memory, bytes) ||
+          slot->quantised.overlaps(memory, bytes))
+        return true;
   return false;
 }
 

@@ -20,7 +20,7 @@ struct PulledPiece {
 };
 
 struct ResultSlot {
-  HighWater x, out;
+  HighWater x, out, quantised;
   uint64_t used_by = 0;             // the latest combine that others pull from this slot
   std::atomic<bool> leased{false};  // by a result, or by an array of one
 };

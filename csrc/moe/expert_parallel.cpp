@@ -10,7 +10,8 @@ namespace xccl {
 
 // What members tell each other when an ExpertParallel is made.
 struct ExpertParallel::Card {
-  int64_t num_experts, hidden, max_tokens, topk, dtype, layout, results, placement, shared_experts;
+  int64_t num_experts, hidden, max_tokens, topk, dtype, layout, results, dispatch_quant, combine_quant,
+      placement, shared_experts;
   uint64_t board_offset;
   RegionKey region;
   uint64_t oldest_open;  // all ExpertParallel objects made before this one are closed on that rank
@@ -73,6 +74,8 @@ void ExpertParallel::meet(double timeout) {
                   static_cast<int64_t>(shape_.dtype),
                   static_cast<int64_t>(shape_.layout),
                   shape_.results,
+                  static_cast<int64_t>(shape_.dispatch_quant),
+                  static_cast<int64_t>(shape_.combine_quant),
                   static_cast<int64_t>(placement_.digest()),
                   static_cast<int64_t>(digest_of(shape_.shared_experts)),
                   board_offset_,
@@ -103,6 +106,8 @@ void ExpertParallel::require_agreement(const Card& mine, const std::vector<Card>
       {"dtype", &Card::dtype},
       {"layout", &Card::layout},
       {"results", &Card::results},
+      {"dispatch_quant", &Card::dispatch_quant},
+      {"combine_quant", &Card::combine_quant},
       {"placement", &Card::placement},
       {"shared_experts", &Card::shared_experts}};
   for (const auto& [name, field] : fields) {
@@ -112,11 +117,13 @@ void ExpertParallel::require_agreement(const Card& mine, const std::vector<Card>
       if (cards[static_cast<size_t>(member)].*field != mine.*field)
         differ.push_back(member), theirs = cards[static_cast<size_t>(member)].*field;
     if (differ.empty()) continue;
-    const auto show = [&](int64_t value) {
-      return field == &Card::dtype    ? std::string(element_type_name(static_cast<RowType>(value)))
-             : field == &Card::layout ? std::string(row_layout_name(static_cast<RowLayout>(value)))
-             : field == &Card::placement || field == &Card::shared_experts ? named_by_digest(value)
-                                                                           : std::to_string(value);
+    const auto show = [&](int64_t value) -> std::string {
+      if (field == &Card::dtype) return element_type_name(static_cast<RowType>(value));
+      if (field == &Card::layout) return row_layout_name(static_cast<RowLayout>(value));
+      if (field == &Card::dispatch_quant || field == &Card::combine_quant)
+        return quant_name(static_cast<Quant>(value));
+      if (field == &Card::placement || field == &Card::shared_experts) return named_by_digest(value);
+      return std::to_string(value);
     };
     throw Error(Status::Mismatch,
                 text("ExpertParallel: rank ", comm_->job_rank(comm_->rank()), " has ", name, "=",
@@ -140,7 +147,7 @@ void ExpertParallel::connect(const std::vector<Card>& cards) {
     peers_.push_back(comm_->world().provider().attach(comm_->job_rank(member), card.region));
   }
   comm_->free_retired(oldest_open);
-  id_ = comm_->collective_seq();  // of the exchange above: the same on all ranks
+  id_ = comm_->new_object();
   comm_->open(id_);
   board_.emplace(comm_->group(), std::move(offsets));
   heard_.resize(static_cast<size_t>(comm_->size()));

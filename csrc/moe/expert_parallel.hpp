@@ -26,9 +26,15 @@ struct Dispatched {
   std::shared_ptr<const Routing> routing;
   std::shared_ptr<Lease> lease;  // null once released
   uint64_t number = 0;           // of the dispatch, on its ExpertParallel
+  RowFormat format;              // of x
   uint64_t rows() const { return routing->rows(); }
   // Of x: in layout "token" one for each token, else one for each row.
   uint64_t x_rows() const { return routing->token_row.empty() ? routing->rows() : routing->tokens_here; }
+  // (x_rows(), format.scale_count()); null where rows are not quantised, or released.
+  float* scales() const {
+    if (!lease || !format.quantised()) return nullptr;
+    return reinterpret_cast<float*>(lease->slot().x.base() + format.scales_at(x_rows()));
+  }
 };
 
 class ExpertParallel {
@@ -58,7 +64,8 @@ class ExpertParallel {
 
   // Memory for `tokens` rows of the next dispatch, which then copies nothing first. Two are used in turn.
   std::byte* input_buffer(int64_t tokens, double timeout);
-  // x: (tokens, hidden). `routing`: null, or one made here before, and then topk is not used but for its tokens.
+  // x: (tokens, hidden), which is quantised on the way if the shape says so. `routing`: null, or one made here before,
+  // and then topk is not used but for its tokens.
   std::shared_ptr<Dispatched> dispatch(const void* x, const TopK& topk,
                                        std::shared_ptr<const Routing> routing, double timeout);
   // Memory for the experts' results, (rows, hidden). Waits for pulls of an earlier combine of the same result.
@@ -96,6 +103,11 @@ class ExpertParallel {
   void count_load(const Routing& routing);
   void require_in_region(int member, uint64_t offset, uint64_t bytes) const;
   ResultSlot& free_result();
+  // What all ranks write together either may stay in the caches for who reads it next, or would only push other things
+  // out.
+  bool past_caches(uint64_t bytes) const {
+    return bytes * static_cast<uint64_t>(comm_->size()) > shared_cache_bytes();
+  }
 
   std::shared_ptr<Communicator> comm_;
   EpShape shape_;

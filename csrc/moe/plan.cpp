@@ -53,27 +53,36 @@ std::vector<PlanLine> plan(const EpShape& shape, const Placement& placement, int
   const auto pages = [](uint64_t bytes) { return round_up(bytes, page_granule); };
   const uint64_t slots = load.tokens * static_cast<uint64_t>(shape.slots());
   const auto turns = static_cast<uint64_t>(record_depth), results = static_cast<uint64_t>(shape.results);
-  const uint64_t token_rows = load.tokens * shape.row_bytes(), result_rows = load.rows * shape.row_bytes();
-  const uint64_t x_rows =
-      shape.layout == RowLayout::token ? tokens_of_rows(shape, ranks, load) * shape.row_bytes() : result_rows;
+  const RowFormat dispatched = shape.dispatch_format(), combined = shape.combine_format();
+  if (load.in_place && dispatched.quantised())
+    fail(Status::InvalidArgument, "in_place: d.x is quantised, so combine cannot be given it");
+  const uint64_t x_rows = shape.layout == RowLayout::token ? tokens_of_rows(shape, ranks, load) : load.rows;
   const uint64_t route = slots * sizeof(RoutedRow);
   require_joinable(ranks, annex_bytes);
-  return {
+  std::vector<PlanLine> out = {
       {"control segment: header, flags, records", pages(control_lines(ranks, annex_bytes)),
        control_segment_bytes, "fewer ranks"},
       {"scratch of collectives, if they are small", scratch_small_bytes, scratch_bytes, ""},
-      {"tokens to dispatch (input buffers or staging), 2 slots", turns * pages(token_rows),
-       2 * turns * pages(layout.input[0].bytes), "max_tokens, hidden, dtype"},
+      // Who quantises needs no input buffers, and so is not counted with them.
+      {dispatched.quantised() ? "tokens to dispatch, quantised, 2 slots"
+                              : "tokens to dispatch (input buffers or staging), 2 slots",
+       turns * pages(dispatched.bytes(load.tokens)),
+       turns * (pages(layout.input[0].bytes) + pages(layout.staging[0].bytes)), "max_tokens, hidden, dtype"},
       {"route lists, 2 slots", turns * pages(route), turns * pages(layout.route[0].bytes),
        "max_tokens, topk"},
       {"row bases for combine, 2 slots", turns * pages(layout.bases[0].bytes),
        turns * pages(layout.bases[0].bytes), "num_experts"},
-      {text("rows received, ", results, " results"), results * pages(x_rows),
+      {text("rows received, ", results, " results"), results * pages(dispatched.bytes(x_rows)),
        results * pages(layout.x[0].bytes), "max_tokens, topk, results"},
       {text("experts' results (output buffers), ", results, " results"),
-       load.in_place ? 0 : results * pages(result_rows), results * pages(layout.out[0].bytes),
-       "max_tokens, topk, results; combine in place"},
+       load.in_place ? 0 : results * pages(load.rows * shape.row_bytes()),
+       results * pages(layout.out[0].bytes), "max_tokens, topk, results; combine in place"},
   };
+  if (combined.quantised())
+    out.push_back({text("experts' results, quantised, ", results, " results"),
+                   results * pages(combined.bytes(load.rows)), results * pages(layout.quantised[0].bytes),
+                   "max_tokens, topk, results"});
+  return out;
 }
 
 }  // namespace xccl

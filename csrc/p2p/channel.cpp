@@ -8,7 +8,7 @@
 namespace xccl {
 namespace {
 constexpr uint64_t most_unmatched = 8192;     // buffered messages of a pair
-constexpr uint64_t stream_chunk = 32 * 1024;  // copied before the peer is told
+constexpr uint64_t stream_chunk = 16 * 1024;  // copied before the peer is told
 constexpr uint64_t stream_step = 256 * 1024;  // memory taken at once for short streams
 constexpr size_t regions_remembered = 8;
 }  // namespace
@@ -164,6 +164,12 @@ void Channel::free_segment(uint64_t segment) {
 
 // --- Streams -----------------------------------------------------------------------------------------
 
+void Channel::tell_payload() {
+  if (std::exchange(payload_told_, true)) return;
+  const RegionKey key = payload_.region().key;
+  post({p2p_record::make_head(p2p_record::memory, 0), 0, 0, key.words[0], key.words[1]});
+}
+
 void Channel::pump_out(RecordHandler& handler) {
   const uint64_t area = layout_.stream_bytes;
   while (!streaming_.empty()) {
@@ -178,7 +184,7 @@ void Channel::pump_out(RecordHandler& handler) {
       const uint64_t bytes = std::min({left, room, area - at, stream_chunk});
       if (bytes == 0) return;
       stream_->require(left > stream_step ? area : std::min(area, round_up(at + bytes, stream_step)));
-      std::memcpy(stream_->base() + at, request.data + request.moved, bytes);
+      copy_out_(stream_->base() + at, request.data + request.moved, bytes);
       XCCL_TEST_POINT("p2p.chunk");
       produced_ += bytes;
       request.moved += bytes;
@@ -207,7 +213,7 @@ void Channel::pump_in(RecordHandler& handler) {
       const uint64_t at = consumed_ % area;
       const uint64_t bytes = std::min({there, delivery.bytes - delivery.moved, area - at});
       if (bytes == 0) return;
-      read(*peer_payload_, layout_.stream(self()) + at, delivery.to + delivery.moved, bytes);
+      read(*peer_payload_, layout_.stream(self()) + at, delivery.to + delivery.moved, bytes, delivery.bytes);
       consumed_ += bytes;
       delivery.moved += bytes;
     }
@@ -292,11 +298,15 @@ const RemoteRegion& Channel::region(const RegionKey& key) {
   return attached_.front().region;
 }
 
-void Channel::read(const RemoteRegion& region, uint64_t offset, std::byte* to, uint64_t bytes) {
+void Channel::read(const RemoteRegion& region, uint64_t offset, std::byte* to, uint64_t bytes,
+                   uint64_t message_bytes) {
   if (offset > region.bytes || bytes > region.bytes - offset) damaged("record");
   if (bytes == 0) return;
   if (region.direct) {
-    std::memcpy(to, region.direct + offset, bytes);
+    // Source and result together fill the caches: the result would only push out what is still to be read.
+    const bool past = message_bytes >= shared_cache_bytes() / 2;
+    past ? copy_past_caches(to, region.direct + offset, bytes)
+         : static_cast<void>(std::memcpy(to, region.direct + offset, bytes));
     return;
   }
   const Transfer transfer{to, offset, bytes};

@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/copy.hpp"
 #include "group/world.hpp"
 #include "memory/high_water.hpp"
 #include "p2p/request.hpp"
@@ -93,7 +94,9 @@ class Channel {
   void count_buffered() { ++buffered_; }
   void count_matched();
   std::optional<uint64_t> take_eager(uint64_t bytes);  // a position, if there is room
-  std::byte* eager_address(uint64_t position) { return eager_->base() + position % layout_.eager_bytes; }
+  void put_eager(uint64_t position, const void* data, uint64_t bytes) {
+    copy_out_(eager_->base() + position % layout_.eager_bytes, data, bytes);
+  }
   uint64_t open_segment(uint64_t position, uint64_t bytes);  // the peer's; checks what it says
   void free_segment(uint64_t segment);
   uint64_t eager_offset(uint64_t position) const {  // in the peer's payload region
@@ -103,6 +106,9 @@ class Channel {
   bool payload_is_read() const;
 
   // --- Streams ---
+  // Has the peer said where its stream lies? This rank says so once.
+  bool can_stream() const { return peer_payload_.has_value(); }
+  void tell_payload();
   void stream_out(Request& request) { streaming_.push_back(&request); }
   void expect(const Delivery& delivery) { deliveries_.push_back(delivery); }
   void pump_out(RecordHandler& handler);
@@ -145,7 +151,9 @@ class Channel {
   // Memory of the peer, attached when first needed: what it sends from; and where its arrays lie.
   const RemoteRegion& peer_payload(const RegionKey& key);
   const RemoteRegion& region(const RegionKey& key);
-  void read(const RemoteRegion& region, uint64_t offset, std::byte* to, uint64_t bytes);
+  // A piece of a message of `message_bytes`.
+  void read(const RemoteRegion& region, uint64_t offset, std::byte* to, uint64_t bytes,
+            uint64_t message_bytes);
 
  private:
   int self() const { return group_.self; }
@@ -178,11 +186,14 @@ class Channel {
   std::deque<Segment> segments_;
   uint64_t first_segment_ = 0, segment_end_ = 0, eager_freed_ = 0, eager_freed_told_ = 0;
 
+  LearningCopy copy_out_{2048};  // into lines that the peer has read
+
   std::deque<Request*> streaming_;
   std::deque<Delivery> deliveries_;
   uint64_t produced_ = 0, consumed_there_ = 0, consumed_ = 0;
 
   uint64_t withdrawals_ = 0, verdicts_ = 0;
+  bool payload_told_ = false;
   std::optional<RemoteRegion> peer_payload_;
   struct Attached {
     RegionKey key;

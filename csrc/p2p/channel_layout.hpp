@@ -41,14 +41,15 @@ namespace p2p_record {
 enum Kind : uint64_t {
   inlined = 1,    // the message itself: up to inline_bytes
   eager = 2,      // bytes, position in the eager area, key of the payload region
-  offer = 3,      // bytes, id, key of a region and offset in it
+  offer = 3,      // bytes, id, key of a region and offset in it, whether the sender waits and can help
   grant = 4,      // id of an offer: the receiver expects its bytes next on the stream
   done = 5,       // id: the receiver has pulled it
   claim = 6,      // id: the receiver holds a view of it
   withdrawn = 7,  // id: the sender took it back
   stands = 8,     // id: the sender wanted it back, too late
+  memory = 9,     // key of the payload region: what can be reached may be streamed all the same
 };
-enum Word : size_t { head, bytes, id, key0, key1, offset };
+enum Word : size_t { head, bytes, id, key0, key1, offset, helps };
 constexpr size_t position = id;  // of an eager message
 
 constexpr uint64_t inline_bytes = 48;

@@ -122,6 +122,9 @@ void PointToPoint::arrived(Channel& channel, const Payload& record) {
       return take_back(channel, record[p2p_record::id]);
     case p2p_record::stands:
       return channel.count_verdict();
+    case p2p_record::memory:
+      return static_cast<void>(
+          channel.peer_payload({{record[p2p_record::key0], record[p2p_record::key1]}}));
   }
   fail(Status::Failure, "rank ", channel.job_rank(), " sent a record of an unknown kind");
 }
@@ -179,19 +182,42 @@ bool PointToPoint::spin(const Request& request) {
 MessageInfo PointToPoint::wait(Request& request, double timeout) {
   if (request.finished()) return result(request);
   const Frame frame(*this, "wait");
+  frame.about(*this, request.peer);
   if (!spin(request))
     complete(
         frame, "wait", request.peer, timeout, [&] { return request.finished(); },
         [] { return GivenUp::taken_back; });
-  return result(request);
+  return frame.about(*this, result(request));
 }
 
 bool PointToPoint::test(Request& request) {
   if (!request.finished()) {
-    const Frame frame(*this, "test");
+    const Frame frame(*this, "test", nullptr);
     if (!ask("test", request.peer, [&] { return request.finished(); })) return false;
   }
   result(request);
+  return true;
+}
+
+bool PointToPoint::cancel(Request& request) {
+  if (request.finished()) return request.cancelled;
+  const Frame frame(*this, "cancel");
+  advance();
+  raise_if_damaged();
+  if (request.finished()) return false;
+  try {
+    const bool posted = request.state == Request::State::posted;
+    if (posted) forget(request);
+    if (!posted && !withdraw_send(request)) return false;
+  } catch (...) {
+    // Half withdrawn, nobody could go on from there.
+    Error error = current_error();
+    comm_->end(error.during("cancel", calls_, "withdrawing"));
+    throw error;
+  }
+  request.cancelled = true;
+  request.error = Error(Status::Closed, "this request has been cancelled");
+  request.set_finished();
   return true;
 }
 
@@ -205,6 +231,7 @@ MessageInfo PointToPoint::sendrecv(const void* data, uint64_t bytes, int dst, in
   check_tag(send_tag, false);
   check_peer("source", src, true);
   check_tag(recv_tag, true);
+  frame.about(*this, dst, bytes);
   Request receive(Request::Kind::receive, into, capacity, src, recv_tag);
   const OwnRequest received{*this, receive};
   post(receive);

@@ -56,6 +56,9 @@ class PointToPoint : public Engine, private RecordHandler {
   MessageInfo wait(Request& request, double timeout = -1);
   // Whether it has finished; raises its error.
   bool test(Request& request);
+  // Withdraws it. True: nothing was sent or taken, nor ever will be, and its array is free; waiting for it raises Closed.
+  // False: it has been matched, or buffered, or has failed; wait for it. Exact, as giving up is. Never waits.
+  bool cancel(Request& request);
   // The first message that such a receive would get, without taking it.
   MessageInfo probe(int src, int tag, double timeout = -1);
   std::optional<MessageInfo> iprobe(int src, int tag);
@@ -109,6 +112,7 @@ class PointToPoint : public Engine, private RecordHandler {
   bool start_buffered(Channel& channel, const void* data, uint64_t bytes, int tag);
   void offer(Channel& channel, Request& request);
   void start_waiting(Channel& channel);
+  bool withdraw_send(Request& request);
   GivenUp give_up_send(Request& request);
   GivenUp give_up_send(Request& request, const Keep& keep);
   void detach(Request& request);
@@ -189,9 +193,25 @@ class PointToPoint : public Engine, private RecordHandler {
 // One call, from its beginning to its end: the communicator is held, and fit for use.
 struct PointToPoint::Frame {
   Communicator::Hold hold;
-  Frame(PointToPoint& p2p, const char* op) : hold(*p2p.comm_, op) {
+  mutable Span span;  // of the trace
+  Frame(PointToPoint& p2p, const char* op) : Frame(p2p, op, p2p.comm_->trace()) {}
+  // For calls that only ask: made again and again, they would fill the trace.
+  Frame(PointToPoint& p2p, const char* op, Trace* trace)
+      : hold(*p2p.comm_, op), span(trace, Trace::Event::Kind::operation, op, p2p.calls_ + 1) {
     p2p.comm_->require_fine(op, ++p2p.calls_);
     p2p.raise_if_damaged();
+  }
+  // With whom, a member or any_source, and how much it moves, as far as that is known.
+  void about(const PointToPoint& p2p, int member, uint64_t bytes = Trace::unknown) const {
+    if (!p2p.comm_->trace()) [[likely]]
+      return;
+    span.with(member == any_source ? Trace::anybody : p2p.comm_->job_rank(member));
+    span.moves(bytes);
+  }
+  // What has come.
+  const MessageInfo& about(const PointToPoint& p2p, const MessageInfo& info) const {
+    about(p2p, info.source, info.bytes);
+    return info;
   }
 };
 

@@ -36,11 +36,12 @@ MessageInfo PointToPoint::recv(void* data, uint64_t capacity, int src, int tag, 
   const Frame frame(*this, "recv");
   check_peer("source", src, true);
   check_tag(tag, true);
+  frame.about(*this, src);
   Request request(Request::Kind::receive, data, capacity, src, tag);
   const OwnRequest received{*this, request};
   post(request);
   if (!spin(request)) complete_receive(frame, "recv", request, timeout);
-  return result(request);
+  return frame.about(*this, result(request));
 }
 
 std::shared_ptr<Request> PointToPoint::irecv(void* data, uint64_t capacity, int src, int tag,
@@ -48,6 +49,7 @@ std::shared_ptr<Request> PointToPoint::irecv(void* data, uint64_t capacity, int 
   const Frame frame(*this, "irecv");
   check_peer("source", src, true);
   check_tag(tag, true);
+  frame.about(*this, src);
   auto request = std::make_shared<Request>(Request::Kind::receive, data, capacity, src, tag);
   request->keepalive = std::move(keepalive);
   request->self = request;
@@ -59,13 +61,14 @@ std::shared_ptr<View> PointToPoint::recv_view(int src, int tag, double timeout, 
   const Frame frame(*this, "recv_view");
   check_peer("source", src, true);
   check_tag(tag, true);
+  frame.about(*this, src);
   Request request(Request::Kind::receive, nullptr, 0, src, tag);
   request.wants_view = true;
   request.view_size = size;
   const OwnRequest received{*this, request};
   post(request);
   if (!spin(request)) complete_receive(frame, "recv_view", request, timeout);
-  result(request);
+  frame.about(*this, result(request));
   return request.view;
 }
 
@@ -80,7 +83,7 @@ void PointToPoint::complete_receive(const Frame& frame, const char* op, Request&
 }
 
 std::optional<MessageInfo> PointToPoint::iprobe(int src, int tag) {
-  const Frame frame(*this, "iprobe");
+  const Frame frame(*this, "iprobe", nullptr);
   check_peer("source", src, true);
   check_tag(tag, true);
   std::optional<MessageInfo> info;
@@ -99,6 +102,7 @@ MessageInfo PointToPoint::probe(int src, int tag, double timeout) {
   const Frame frame(*this, "probe");
   check_peer("source", src, true);
   check_tag(tag, true);
+  frame.about(*this, src);
   std::optional<MessageInfo> info;
   const auto there = [&] { return (info = find(src, tag)).has_value(); };
   advance();
@@ -227,8 +231,11 @@ void PointToPoint::deliver_prepared(Request& request, Message& message) {
   }
   const Place place = place_of(from, message);
   if (!place.region) return stream(from, request, message);
-  if (message.is_offer()) return pull(from, request, message, place);
-  from.read(*place.region, place.offset, request.data, message.bytes);
+  if (message.is_offer()) {
+    const bool shared = message.record[p2p_record::helps] && place.region->direct && from.can_stream();
+    return shared ? stream(from, request, message) : pull(from, request, message, place);
+  }
+  from.read(*place.region, place.offset, request.data, message.bytes, message.bytes);
   from.free_segment(*message.segment);
   from.count_matched();
   finish(request);
@@ -272,7 +279,7 @@ void PointToPoint::stream(Channel& from, Request& request, Message& message) {
 }
 
 void PointToPoint::pull(Channel& from, Request& request, Message& message, const Place& place) {
-  from.read(*place.region, place.offset, request.data, message.bytes);
+  from.read(*place.region, place.offset, request.data, message.bytes, message.bytes);
   XCCL_TEST_POINT("p2p.pulled");
   // Who failed may have freed its array while this rank was reading: it raised the alarm before.
   comm_->require_trust();

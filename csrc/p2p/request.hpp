@@ -76,12 +76,14 @@ struct Request : Linked<Request> {
   uint64_t arrival = 0;  // of the message that it has met
   uint64_t id = 0;       // of an offer, on its channel
   uint64_t moved = 0;    // bytes streamed so far
+  bool waited_for = false;  // a send whose call does not return before it is done
   bool wants_view = false;
   ViewSize view_size;
   std::shared_ptr<View> view;
   MessageInfo info;
   std::optional<Error> error;
-  Bytes rest;  // of a send that was not waited for any longer: what is still to be streamed
+  bool cancelled = false;  // withdrawn before it was matched; it has finished, with an error
+  Bytes rest;              // of a send that was not waited for any longer: what is still to be streamed
   std::shared_ptr<void> keepalive;  // of the array
   std::shared_ptr<Request> self;    // while a queue needs it, if nobody else may
 

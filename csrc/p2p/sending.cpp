@@ -6,6 +6,14 @@
 #include "p2p/point_to_point.hpp"
 
 namespace xccl {
+namespace {
+// Smaller arrays are streamed by a sender that waits, even if the receiver can reach them: two cores copy, and the
+// array's lines stay with the sender, who will write them again. Lines that another core has read are slow to write:
+// one way and back through the same array, 64 KiB take 8 us by one copy and 3 by two, 1 MiB 75 and 40. Larger arrays
+// have left the reader's own cache by then.
+constexpr uint64_t pulled_from = 4 << 20;
+}  // namespace
+
 std::shared_ptr<Request> PointToPoint::make_send(const void* data, uint64_t bytes, int dst, int tag) {
   auto request = std::make_shared<Request>(Request::Kind::send, data, bytes, dst, tag);
   request->info = {dst, tag, bytes};
@@ -17,6 +25,7 @@ void PointToPoint::send(const void* data, uint64_t bytes, int dst, int tag, doub
   const Frame frame(*this, "send");
   check_peer("destination", dst, false);
   check_tag(tag, false);
+  frame.about(*this, dst, bytes);
   const auto request = begin_send(data, bytes, dst, tag);
   if (!request) return;
   const OwnRequest sent{*this, *request};
@@ -31,6 +40,7 @@ std::shared_ptr<Request> PointToPoint::begin_send(const void* data, uint64_t byt
   Channel& to = channel(dst);
   if (to.waiting.empty() && to.has_room() && start_buffered(to, data, bytes, tag)) return nullptr;
   auto request = make_send(data, bytes, dst, tag);
+  request->waited_for = true;
   submit(request);
   return request;
 }
@@ -40,6 +50,7 @@ std::shared_ptr<Request> PointToPoint::isend(const void* data, uint64_t bytes, i
   const Frame frame(*this, "isend");
   check_peer("destination", dst, false);
   check_tag(tag, false);
+  frame.about(*this, dst, bytes);
   if (!channel(dst).all_sent()) ask("isend", dst, [] { return false; });  // not buffered: time to look
   auto request = make_send(data, bytes, dst, tag);
   request->keepalive = std::move(keepalive);
@@ -82,7 +93,7 @@ bool PointToPoint::start_buffered(Channel& to, const void* data, uint64_t bytes,
   } else {
     const auto position = to.take_eager(bytes);
     if (!position) return false;
-    std::memcpy(to.eager_address(*position), data, bytes);
+    to.put_eager(*position, data, bytes);
     const RegionKey key = payload_.region().key;
     record = {p2p_record::make_head(p2p_record::eager, tag), bytes, *position, key.words[0], key.words[1]};
   }
@@ -95,9 +106,11 @@ bool PointToPoint::start_buffered(Channel& to, const void* data, uint64_t bytes,
 void PointToPoint::offer(Channel& to, Request& request) {
   const auto place = comm_->world().heap().find(request.data, request.bytes);
   const RegionKey key = place ? place->key : payload_.region().key;
+  const bool helps = place && request.waited_for && request.bytes < pulled_from;
+  if (helps) to.tell_payload();
   request.id = to.next_id();
   to.post({p2p_record::make_head(p2p_record::offer, request.tag), request.bytes, request.id, key.words[0],
-           key.words[1], place ? place->offset : p2p_record::to_be_streamed});
+           key.words[1], place ? place->offset : p2p_record::to_be_streamed, helps});
   request.state = Request::State::offered;
   to.offered.push_back(request);
 }
@@ -135,25 +148,26 @@ void PointToPoint::answered(Channel& from, const Payload& record) {
 // The receiver may be answering at this very moment. Both sides first store, then look: this one its withdrawal and
 // then for answers, the other its answer and then for withdrawals. So either this rank sees the answer, and the message
 // stands, or the other sees the withdrawal, and waits for the verdict that follows.
-PointToPoint::GivenUp PointToPoint::give_up_send(Request& request) {
+bool PointToPoint::withdraw_send(Request& request) {
   Channel& to = channel(request.peer);
   if (request.state == Request::State::waiting) {
     forget(request);
-    return GivenUp::taken_back;
+    return true;
   }
-  if (request.state == Request::State::offered) {
-    to.announce_withdrawal();
-    XCCL_TEST_POINT("p2p.withdrawing");
-    to.drain(*this);
-    XCCL_TEST_POINT("p2p.verdict");
-    const bool stands = request.state != Request::State::offered;
-    to.post({p2p_record::make_head(stands ? p2p_record::stands : p2p_record::withdrawn, request.tag),
-             request.bytes, request.id});
-    if (!stands) {
-      forget(request);
-      return GivenUp::taken_back;
-    }
-  }
+  if (request.state != Request::State::offered) return false;
+  to.announce_withdrawal();
+  XCCL_TEST_POINT("p2p.withdrawing");
+  to.drain(*this);
+  XCCL_TEST_POINT("p2p.verdict");
+  const bool stands = request.state != Request::State::offered;
+  to.post({p2p_record::make_head(stands ? p2p_record::stands : p2p_record::withdrawn, request.tag),
+           request.bytes, request.id});
+  if (!stands) forget(request);
+  return !stands;
+}
+
+PointToPoint::GivenUp PointToPoint::give_up_send(Request& request) {
+  if (withdraw_send(request)) return GivenUp::taken_back;
   if (request.state == Request::State::claimed) return GivenUp::lent;
   if (request.state == Request::State::moving) detach(request);
   return GivenUp::done;

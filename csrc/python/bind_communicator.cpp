@@ -1,6 +1,7 @@
 // The communicator as Python's Communicator (xccl/communicator.py) uses it; its collectives are in bind_collective.cpp.
 #include "collective/barrier.hpp"
 #include "collective/split.hpp"
+#include "group/shrink.hpp"
 #include "p2p/point_to_point.hpp"
 #include "python/support.hpp"
 
@@ -60,6 +61,8 @@ void bind_communicator(py::module_& m) {
       .def_property_readonly("job", [](Communicator& comm) { return comm.world().spec().job; })
       .def_property_readonly("committed_bytes",
                              [](Communicator& comm) { return comm.world().provider().committed_bytes(); })
+      .def("wait_stats", [](Communicator& comm) { return wait_matrix(comm.wait_stats(), comm.size()); })
+      .def("reset_wait_stats", &Communicator::reset_wait_stats)
       .def("require_usable", &Communicator::require_usable)
       .def("empty", &empty, py::arg("shape"), py::arg("dtype"))
       .def(
@@ -76,6 +79,13 @@ void bind_communicator(py::module_& m) {
             return split(comm, color, key, timeout);
           },
           py::arg("color"), py::arg("key"), py::arg("timeout"))
+      .def(
+          "shrink",
+          [](const std::shared_ptr<Communicator>& comm, double timeout) {
+            const Blocking blocking;
+            return shrink(comm, timeout);
+          },
+          py::arg("timeout"))
       .def("abort", &Communicator::abort, py::arg("reason"))
       .def("close", [](Communicator& comm) {
         const Blocking blocking;

@@ -21,13 +21,27 @@ RowLayout row_layout(const std::string& name) {
   fail(Status::InvalidArgument, "layout=\"", name, "\": expected \"expert\" or \"token\"");
 }
 
+Quant quantisation(const char* argument, const std::optional<std::string>& name) {
+  if (!name) return Quant::none;
+  for (const Quant quant : {Quant::int8, Quant::fp8_e4m3})
+    if (*name == quant_name(quant)) return quant;
+  fail(Status::InvalidArgument, argument, "='", *name, "': expected None, \"int8\" or \"fp8_e4m3\"");
+}
+
 EpShape make_shape(int64_t num_experts, int64_t hidden, int64_t max_tokens, int64_t topk,
                    const std::string& dtype, const std::string& layout, int64_t results,
-                   std::vector<int32_t> shared_experts) {
-  return EpShape{num_experts,     hidden,
-                 max_tokens,      topk,
-                 row_type(dtype), row_layout(layout),
-                 results,         std::move(shared_experts)};
+                   const std::optional<std::string>& dispatch_quant,
+                   const std::optional<std::string>& combine_quant, std::vector<int32_t> shared_experts) {
+  return EpShape{num_experts,
+                 hidden,
+                 max_tokens,
+                 topk,
+                 row_type(dtype),
+                 row_layout(layout),
+                 results,
+                 quantisation("dispatch_quant", dispatch_quant),
+                 quantisation("combine_quant", combine_quant),
+                 std::move(shared_experts)};
 }
 
 // For each rank the expert in each of its slots, as Python has it.
@@ -44,10 +58,23 @@ Placement make_placement(const EpShape& shape, const std::optional<Slots>& slots
   return Placement(static_cast<int>(shape.num_experts), counts, std::move(held));
 }
 
+// Of the rows that a dispatch brings: the dtype given for rows, or that of codes.
+py::dtype x_dtype(const EpShape& shape, const py::dtype& rows) {
+  switch (shape.dispatch_quant) {
+    case Quant::none:
+      return rows;
+    case Quant::int8:
+      return py::dtype::of<int8_t>();
+    case Quant::fp8_e4m3:
+      return py::dtype::from_args(py::module_::import("ml_dtypes").attr("float8_e4m3fn"));
+  }
+  return rows;
+}
+
 // An array over a result's rows keeps the result's slot leased: the pool does not hand it out while the array lives.
 struct PyResult {
   std::shared_ptr<Dispatched> native;
-  py::dtype dtype;
+  py::dtype dtype, x_dtype;
   int64_t hidden;
 
   std::shared_ptr<Lease> lease() const {
@@ -56,8 +83,22 @@ struct PyResult {
            "this result has been released; its rows are gone (its routing may still be used)");
     return native->lease;
   }
-  py::array rows_at(const std::byte* memory, uint64_t rows) const {
-    return array_over(memory, dtype, {static_cast<py::ssize_t>(rows), hidden}, lease());
+  py::array x() const {
+    return array_over(lease()->slot().x.base(), x_dtype, {static_cast<py::ssize_t>(native->x_rows()), hidden},
+                      lease());
+  }
+  // None where rows are not quantised; one for each row, or (rows, blocks).
+  py::object scales() const {
+    const auto held = lease();
+    const float* const memory = native->scales();
+    if (!memory) return py::none();
+    std::vector<py::ssize_t> shape = {static_cast<py::ssize_t>(native->x_rows())};
+    if (native->format.quant == Quant::fp8_e4m3)
+      shape.push_back(static_cast<py::ssize_t>(native->format.scale_count()));
+    return array_over(memory, py::dtype::of<float>(), shape, held);
+  }
+  py::array out_at(const std::byte* memory) const {
+    return array_over(memory, dtype, {static_cast<py::ssize_t>(native->rows()), hidden}, lease());
   }
 };
 
@@ -67,6 +108,7 @@ class PyExpertParallel {
                    const std::optional<Slots>& slots, py::dtype dtype, double timeout)
       : dtype_(std::move(dtype)) {
     Placement placement = make_placement(shape, slots, comm->size());
+    x_dtype_ = xccl::python::x_dtype(shape, dtype_);
     const Blocking blocking;
     native_ = std::make_unique<ExpertParallel>(std::move(comm), shape, std::move(placement), timeout);
   }
@@ -93,7 +135,7 @@ class PyExpertParallel {
       const Blocking blocking;
       result = native_->dispatch(rows, topk, std::move(routing), timeout);
     }
-    return PyResult{result, dtype_, shape().hidden};
+    return PyResult{result, dtype_, x_dtype_, shape().hidden};
   }
 
   py::array output_buffer(PyResult& d, double timeout) {
@@ -102,7 +144,7 @@ class PyExpertParallel {
       const Blocking blocking;
       memory = native_->output_buffer(*d.native, timeout);
     }
-    return d.rows_at(memory, d.native->rows());
+    return d.out_at(memory);
   }
 
   void combine(const py::array& rows, PyResult& d, const std::optional<py::array>& weights, py::array& out,
@@ -162,7 +204,7 @@ class PyExpertParallel {
   }
 
   std::unique_ptr<ExpertParallel> native_;
-  py::dtype dtype_;
+  py::dtype dtype_, x_dtype_;
 };
 
 // Read-only arrays over a routing's vectors; the routing lives as long as they do.
@@ -199,23 +241,26 @@ void bind_expert_parallel(py::module_& m) {
       .def_property_readonly(
           "routing", [](const PyResult& d) { return std::const_pointer_cast<Routing>(d.native->routing); })
       .def_property_readonly("released", [](const PyResult& d) { return !d.native->lease; })
-      .def("rows",
-           [](const PyResult& d) { return d.rows_at(d.lease()->slot().x.base(), d.native->x_rows()); })
+      .def("rows", &PyResult::x)
+      .def("scales", &PyResult::scales)
       .def("release", [](const PyResult& d) { d.native->lease.reset(); });
 
   py::class_<PyExpertParallel>(m, "ExpertParallel")
       .def(py::init([](std::shared_ptr<Communicator> comm, int64_t num_experts, int64_t hidden,
                        int64_t max_tokens, int64_t topk, const std::string& dtype, py::dtype np_dtype,
-                       const std::string& layout, int64_t results, const std::optional<Slots>& placement,
+                       const std::string& layout, int64_t results,
+                       const std::optional<std::string>& dispatch_quant,
+                       const std::optional<std::string>& combine_quant, const std::optional<Slots>& placement,
                        std::vector<int32_t> shared_experts, double timeout) {
              return std::make_unique<PyExpertParallel>(
                  std::move(comm),
-                 make_shape(num_experts, hidden, max_tokens, topk, dtype, layout, results,
-                            std::move(shared_experts)),
+                 make_shape(num_experts, hidden, max_tokens, topk, dtype, layout, results, dispatch_quant,
+                            combine_quant, std::move(shared_experts)),
                  placement, std::move(np_dtype), timeout);
            }),
            py::arg("comm"), py::arg("num_experts"), py::arg("hidden"), py::arg("max_tokens"), py::arg("topk"),
-           py::arg("dtype"), py::arg("np_dtype"), py::arg("layout"), py::arg("results"), py::arg("placement"),
+           py::arg("dtype"), py::arg("np_dtype"), py::arg("layout"), py::arg("results"),
+           py::arg("dispatch_quant"), py::arg("combine_quant"), py::arg("placement"),
            py::arg("shared_experts"), py::arg("timeout"))
       .def_property_readonly("local_experts", &PyExpertParallel::local_experts)
       .def_property_readonly("placement", &PyExpertParallel::placement)
@@ -233,11 +278,12 @@ void bind_expert_parallel(py::module_& m) {
   m.def(
       "plan",
       [](int64_t num_experts, int64_t hidden, int64_t max_tokens, int64_t topk, const std::string& dtype,
-         const std::string& layout, int64_t results, const std::optional<Slots>& slots,
+         const std::string& layout, int64_t results, const std::optional<std::string>& dispatch_quant,
+         const std::optional<std::string>& combine_quant, const std::optional<Slots>& slots,
          std::vector<int32_t> shared_experts, int size, int rank, uint64_t tokens,
          std::optional<uint64_t> given_rows, bool in_place) {
         const EpShape shape = make_shape(num_experts, hidden, max_tokens, topk, dtype, layout, results,
-                                         std::move(shared_experts));
+                                         dispatch_quant, combine_quant, std::move(shared_experts));
         check(shape, size);
         const uint64_t annex = PointToPoint::annex_bytes(size);
         require_joinable(size, annex);
@@ -249,8 +295,9 @@ void bind_expert_parallel(py::module_& m) {
         return py::make_tuple(rows, lines);
       },
       py::arg("num_experts"), py::arg("hidden"), py::arg("max_tokens"), py::arg("topk"), py::arg("dtype"),
-      py::arg("layout"), py::arg("results"), py::arg("placement"), py::arg("shared_experts"), py::arg("size"),
-      py::arg("rank"), py::arg("tokens"), py::arg("rows"), py::arg("in_place"));
+      py::arg("layout"), py::arg("results"), py::arg("dispatch_quant"), py::arg("combine_quant"),
+      py::arg("placement"), py::arg("shared_experts"), py::arg("size"), py::arg("rank"), py::arg("tokens"),
+      py::arg("rows"), py::arg("in_place"));
 }
 
 }  // namespace xccl::python

@@ -53,6 +53,18 @@ PyObject* request_test(PyObject* self, PyObject*) {
   });
 }
 
+PyObject* request_cancel(PyObject* self, PyObject*) {
+  return guarded([&]() -> PyObject* {
+    RequestObject& held = request_of(self);
+    bool withdrawn = false;
+    {
+      const ShortCall call(held.request->bytes);
+      withdrawn = held.p2p->cancel(*held.request);
+    }
+    return PyBool_FromLong(withdrawn);
+  });
+}
+
 PyObject* request_done(PyObject* self, void*) {
   return PyBool_FromLong(request_of(self).request->finished());
 }
@@ -76,6 +88,13 @@ PyMethodDef request_methods[] = {
     {"test", request_test, METH_NOARGS,
      "test($self)\n--\n\nWhether the request has finished, after letting it make progress; raises its "
      "error."},
+    {"cancel", request_cancel, METH_NOARGS,
+     "cancel($self)\n--\n\n"
+     "Takes the request back while nothing has matched it. True: nothing was sent or received, nor ever will "
+     "be,\n"
+     "the array is free, and wait() raises Closed. False: it is too late, for the message has been matched, "
+     "or\n"
+     "buffered, as small sends are at once; wait for it. Never waits."},
     {nullptr, nullptr, 0, nullptr},
 };
 PyGetSetDef request_properties[] = {
@@ -86,7 +105,8 @@ PyType_Slot request_slots[] = {
     {Py_tp_methods, request_methods},
     {Py_tp_getset, request_properties},
     {Py_tp_dealloc, reinterpret_cast<void*>(request_deallocate)},
-    {Py_tp_doc, const_cast<char*>("A send or receive under way. Dropping it does not cancel it.")},
+    {Py_tp_doc,
+     const_cast<char*>("A send or receive under way. Dropping it does not cancel it; cancel() does.")},
     {0, nullptr},
 };
 PyType_Spec request_spec = {"xccl.Request", sizeof(RequestObject), 0,

@@ -6,6 +6,7 @@ PYBIND11_MODULE(_core, m) {
   m.attr("__version__") = XCCL_VERSION;
   xccl::python::bind_errors(m);
   xccl::python::bind_machine(m);
+  xccl::python::bind_observe(m);
   xccl::python::bind_dlpack(m);
   xccl::python::bind_launch(m);
   xccl::python::bind_communicator(m);

@@ -9,6 +9,7 @@
 #include <initializer_list>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "base/error.hpp"
 #include "group/world.hpp"
@@ -51,8 +52,12 @@ py::array array_over(const void* memory, const py::dtype& dtype, std::vector<py:
 // The exception of xccl.errors for this status, with its fields, becomes Python's current error.
 void set_python_error(const Error& error);
 
+// Arrays (count, total, longest) of so many rows, the latter two in seconds.
+py::tuple wait_matrix(const std::vector<WaitCount>& waits, py::ssize_t rows);
+
 void bind_hot(py::module_& m);
 void bind_machine(py::module_& m);
+void bind_observe(py::module_& m);
 void bind_errors(py::module_& m);
 void bind_dlpack(py::module_& m);
 void bind_launch(py::module_& m);

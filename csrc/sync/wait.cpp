@@ -22,14 +22,9 @@ WaitPolicy WaitPolicy::choose(int ranks, int cores, int64_t spin_us) {
   return {spin, yield};
 }
 
-bool Waiter::until_slow(bool (*ready)(void*), void* context, int for_rank, const Deadline& deadline,
-                        Vigil& vigil) {
-  status_.waiting_for.store(static_cast<uint64_t>(for_rank + 1), std::memory_order_relaxed);
-  struct Clear {
-    StatusLine& status;
-    ~Clear() { status.waiting_for.store(0, std::memory_order_relaxed); }
-  } clear{status_};
-
+bool Waiter::until_slow(bool (*ready)(void*), void* context, int for_rank, uint64_t began,
+                        const Deadline& deadline, Vigil& vigil) {
+  LoggedWait logged(log_, began, vigil.phase(), vigil.awaited(for_rank));
   const uint64_t start = now_ns();
   uint64_t now = start, last_vigil = start;
   for (;;) {
@@ -54,6 +49,7 @@ bool Waiter::until_slow(bool (*ready)(void*), void* context, int for_rank, const
       if (interrupt_check) interrupt_check();
       vigil.keep(for_rank, ready, context);
       if (ready(context)) return true;
+      logged.goes_on(now, vigil.awaited(for_rank), vigil.missing());
     }
     if (deadline.passed()) return ready(context);
   }

@@ -13,7 +13,7 @@
 #include <cstdint>
 
 #include "base/clock.hpp"
-#include "memory/control_layout.hpp"
+#include "sync/wait_log.hpp"
 
 namespace xccl {
 
@@ -39,6 +39,11 @@ class Vigil {
   virtual void progress(bool patient) = 0;
   // Is such work under way? Then a sleep is for anybody, since it may need anybody's store.
   virtual bool unfinished() const = 0;
+  // Of the wait under way, for the log: in which phase of what it is; for whom, which need not be who will store; and
+  // all who are missing. -1: nobody in particular. Asked in long waits only.
+  virtual const char* phase() const = 0;
+  virtual int awaited(int for_rank) = 0;
+  virtual std::vector<int> missing() = 0;
 };
 
 // Checked in long waits by the thread that waits: throws to abandon the wait (Ctrl-C in Python).
@@ -70,8 +75,8 @@ struct WaitPolicy {
 
 class Waiter {
  public:
-  Waiter(Doorbell& doorbell, std::atomic<uint64_t>& alarm, StatusLine& status, WaitPolicy policy)
-      : doorbell_(doorbell), alarm_(alarm), status_(status), policy_(policy) {}
+  Waiter(Doorbell& doorbell, std::atomic<uint64_t>& alarm, WaitLog& log, WaitPolicy policy)
+      : doorbell_(doorbell), alarm_(alarm), log_(log), policy_(policy) {}
 
   // Returns true once ready() is, false when the deadline passed first. for_rank: whose store makes it ready,
   // -1: anybody's. ready() must be cheap, must not throw, and must load what it polls seq_cst (doorbell.hpp).
@@ -88,7 +93,7 @@ class Waiter {
         return true;
     }
     return until_slow([](void* context) { return (*static_cast<Ready*>(context))(); }, &ready, for_rank,
-                      deadline, vigil);
+                      start, deadline, vigil);
   }
 
  private:
@@ -103,11 +108,12 @@ class Waiter {
     return false;
   }
 
-  bool until_slow(bool (*ready)(void*), void* context, int for_rank, const Deadline& deadline, Vigil& vigil);
+  bool until_slow(bool (*ready)(void*), void* context, int for_rank, uint64_t began, const Deadline& deadline,
+                  Vigil& vigil);
 
   Doorbell& doorbell_;
   std::atomic<uint64_t>& alarm_;
-  StatusLine& status_;
+  WaitLog& log_;
   WaitPolicy policy_;
 };
 

@@ -2,6 +2,7 @@
 #include "group/communicator.hpp"
 
 #include <atomic>
+#include <chrono>
 #include <random>
 
 #include "base/test_point.hpp"
@@ -104,6 +105,41 @@ TEST("a call that is refused does not show") {
     CHECK_THROWS(barrier(comm), Status::PeerFailed);
     CHECK(comm.world().whereabouts(0) == "alive, in no XCCL call yet");
   });
+}
+
+// The sum of a rank's row, and its waits.
+WaitCount waited_in_all(Communicator& comm, int waiter) {
+  WaitCount out;
+  const auto stats = comm.wait_stats();
+  for (int late = 0; late < comm.size(); ++late) {
+    const WaitCount& one = stats[static_cast<size_t>(waiter * comm.size() + late)];
+    out.count += one.count, out.total_ns += one.total_ns;
+    if (waiter == comm.rank()) CHECK(one.longest_ns <= one.total_ns);  // another's may just be changing
+  }
+  return out;
+}
+
+TEST("waits are logged by who waits and read by all at once, and only those that outlast their spin") {
+  for (const bool direct : {true, false})
+    for (const int64_t spin_us : {int64_t{0}, int64_t{20'000'000}}) {
+      Config config = test::local_config(direct);
+      config.spin_us = spin_us;
+      test::on_ranks(4, config, [&](Communicator& comm, const auto&) {
+        uint64_t before = 0;
+        for (int round = 0; round < 20; ++round) {
+          if (round % 4 == comm.rank()) std::this_thread::sleep_for(std::chrono::milliseconds(2));
+          barrier(comm);
+          for (int rank = 0; rank < comm.size(); ++rank) waited_in_all(comm, rank);
+          const uint64_t now = waited_in_all(comm, comm.rank()).total_ns;
+          CHECK(now >= before);
+          before = now;
+        }
+        barrier(comm);
+        CHECK((waited_in_all(comm, comm.rank()).count > 0) == (spin_us == 0));
+        comm.reset_wait_stats();
+        CHECK(waited_in_all(comm, comm.rank()).count == 0);
+      });
+    }
 }
 
 TEST("a communicator that is forgotten ends like one that is closed, without harm to those still in a call") {

@@ -4,6 +4,7 @@
 #include "moe/expert_parallel.hpp"
 
 #include <chrono>
+#include <cmath>
 #include <random>
 
 #include "base/test_point.hpp"
@@ -150,6 +151,67 @@ TEST("one rank that is always slow does not see rows of later calls") {
       std::this_thread::sleep_for(std::chrono::milliseconds(2));
   };
   play({3, 6, 16, 9, 3, 60, true});
+  test_point_hook = nullptr;
+}
+
+namespace {
+
+// Rows of one number each: of a quantised one the scale says which.
+void play_quantised(const std::shared_ptr<Communicator>& comm, const EpShape& shape,
+                    const Placement& placement, int calls) {
+  ExpertParallel ep(comm, shape, placement);
+  const auto tokens = static_cast<size_t>(shape.max_tokens), hidden = static_cast<size_t>(shape.hidden),
+             topk = static_cast<size_t>(shape.topk), slots = static_cast<size_t>(shape.slots());
+  const auto number = [](int rank, int call, size_t token) {
+    return static_cast<float>((rank * 64 + call + 1) * 64) + static_cast<float>(token);
+  };
+  const auto close_to = [](float found, float expected) {
+    return std::abs(found - expected) <= 0.001f * expected;
+  };
+  const float top = shape.dispatch_quant == Quant::int8 ? 127 : 448;
+  const std::vector<float> weights(tokens * slots, 1 / static_cast<float>(slots));
+  std::vector<float> x(tokens * hidden), y(x.size());
+  std::mt19937 random(static_cast<unsigned>(comm->rank()));
+  std::vector<int64_t> idx(tokens * topk);
+  for (int call = 0; call < calls; ++call) {
+    for (auto& expert : idx)
+      expert = static_cast<int64_t>(random() % static_cast<unsigned>(shape.num_experts));
+    for (size_t i = 0; i < x.size(); ++i) x[i] = number(comm->rank(), call, i / hidden);
+    auto d = ep.dispatch(x.data(), {idx.data(), true, weights.data(), shape.max_tokens}, nullptr, -1);
+    auto* out = reinterpret_cast<float*>(ep.output_buffer(*d, -1));
+    const uint64_t each = d->format.scale_count();
+    for (uint64_t row = 0; row < d->rows(); ++row) {
+      const float expected =
+          number(d->routing->src_rank[row], call, static_cast<size_t>(d->routing->src_token[row]));
+      for (uint64_t block = 0; block < each; ++block)
+        CHECK(close_to(d->scales()[row * each + block] * top, expected));
+      for (size_t i = 0; i < hidden; ++i) out[row * hidden + i] = expected;
+    }
+    std::fill(y.begin(), y.end(), -1.0f);
+    ep.combine(out, *d, nullptr, y.data(), -1);
+    std::fill(out, out + d->rows() * hidden, -1.0f);  // the rows are the caller's again
+    for (size_t i = 0; i < y.size(); ++i) CHECK(close_to(y[i], number(comm->rank(), call, i / hidden)));
+  }
+  ep.close();
+}
+
+}  // namespace
+
+TEST("quantised rows stay right when ranks sleep between publishing and pulling") {
+  test_point_hook = [](const char*) {
+    thread_local std::mt19937 random(std::random_device{}());
+    if (random() % 20 == 0) std::this_thread::sleep_for(std::chrono::microseconds(random() % 3000));
+  };
+  for (const bool direct : {true, false})
+    for (const Quant quant : {Quant::int8, Quant::fp8_e4m3})
+      test::on_ranks(3, test::local_config(direct), [&](Communicator&, std::shared_ptr<Communicator> comm) {
+        EpShape shape{5, 200, 9, 2, RowType::float32};
+        shape.dispatch_quant = shape.combine_quant = quant;
+        play_quantised(comm, shape, even_placement(shape, 3), 30);
+        // Replicas, an empty slot, a rank without any, and a third expert for every token.
+        shape.shared_experts = {4};
+        play_quantised(comm, shape, Placement(5, {3, 0, 4}, {0, 1, 4, -1, 2, 0, 3}), 30);
+      });
   test_point_hook = nullptr;
 }
 

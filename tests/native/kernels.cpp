@@ -5,6 +5,7 @@
 #include <cfenv>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <random>
 
 #include "check.hpp"
@@ -60,6 +61,19 @@ uint16_t round16(float value, uint16_t infinity, uint16_t nan, AsFloat as_float)
   return sign | (std::isinf(value) || up ? high : low);
 }
 
+void store(ElementType type, float value, std::string& row, size_t i) {
+  if (type == ElementType::float32) {
+    if (std::isnan(value)) value = std::bit_cast<float>(0x7fc00000u);
+    std::memcpy(&row[4 * i], &value, 4);
+  } else {
+    const uint16_t bits = type == ElementType::float16 ? round16(value, 0x7c00, 0x7e00, half_to_float)
+                                                       : round16(value, 0x7f80, 0x7fc0, [](uint16_t b) {
+                                                           return std::bit_cast<float>(uint32_t{b} << 16);
+                                                         });
+    std::memcpy(&row[2 * i], &bits, 2);
+  }
+}
+
 std::string slow_sum(ElementType type, const std::vector<std::string>& rows,
                      const std::vector<float>& weights, size_t hidden) {
   std::string out(hidden * element_bytes(type), '\0');
@@ -69,16 +83,7 @@ std::string slow_sum(ElementType type, const std::vector<std::string>& rows,
       const float product = weights[k] * load(type, rows[k].data(), i);
       sum = k == 0 ? product : sum + product;
     }
-    if (type == ElementType::float32) {
-      if (std::isnan(sum)) sum = std::bit_cast<float>(0x7fc00000u);
-      std::memcpy(&out[4 * i], &sum, 4);
-    } else {
-      const uint16_t bits = type == ElementType::float16 ? round16(sum, 0x7c00, 0x7e00, half_to_float)
-                                                         : round16(sum, 0x7f80, 0x7fc0, [](uint16_t b) {
-                                                             return std::bit_cast<float>(uint32_t{b} << 16);
-                                                           });
-      std::memcpy(&out[2 * i], &bits, 2);
-    }
+    store(type, sum, out, i);
   }
   return out;
 }
@@ -103,6 +108,88 @@ std::string reduced(const Kernels& kernels, ElementType type, ReduceOp op,
   for (const auto& row : rows) pointers.push_back(row.data());
   kernels.reduce(type, op)(out->data(), pointers.data(), static_cast<int>(rows.size()), elements);
   return *out;
+}
+
+// The sum of one float32 row of weight one, in another type.
+std::string slow_round(ElementType type, const std::string& row, size_t hidden) {
+  std::string out(hidden * element_bytes(type), '\0');
+  for (size_t i = 0; i < hidden; ++i) {
+    float value;
+    std::memcpy(&value, &row[4 * i], 4);
+    store(type, value, out, i);
+  }
+  return out;
+}
+
+struct QuantisedRow {
+  std::string codes;
+  std::vector<float> scales;
+};
+
+float fp8_to_float(uint32_t code) {
+  const int exponent = static_cast<int>(code >> 3 & 15), fraction = static_cast<int>(code & 7);
+  const float sign = code & 0x80 ? -1.0f : 1.0f;
+  return sign * (exponent ? std::ldexp(1.0f + static_cast<float>(fraction) / 8, exponent - 7)
+                          : std::ldexp(static_cast<float>(fraction) / 8, -6));
+}
+
+// The nearest of all codes, of two the even one.
+char slow_fp8(float value) {
+  uint32_t best = 0;
+  for (uint32_t code = 1; code < 0x7f; ++code) {
+    const float old_error = std::fabs(fp8_to_float(best) - std::fabs(value)),
+                error = std::fabs(fp8_to_float(code) - std::fabs(value));
+    if (error < old_error || (error == old_error && code % 2 == 0)) best = code;
+  }
+  return static_cast<char>(best | (std::signbit(value) ? 0x80 : 0));
+}
+
+QuantisedRow slow_quantise(Quant quant, ElementType type, const std::string& row, size_t hidden) {
+  const float top = quant == Quant::int8 ? 127.0f : 448.0f;
+  const size_t block = quant == Quant::int8 ? hidden : 128;
+  QuantisedRow out;
+  for (size_t at = 0; at < hidden; at += block) {
+    const size_t end = std::min(at + block, hidden);
+    float range = 0x1p-117f;
+    bool finite = true;
+    for (size_t i = at; i < end; ++i) {
+      finite &= std::isfinite(load(type, row.data(), i));
+      range = std::max(range, std::fabs(load(type, row.data(), i)));
+    }
+    range = std::min(range, std::nextafter(std::numeric_limits<float>::max(), 0.0f));
+    const float inverse = top / range;
+    out.scales.push_back(finite ? range / top : std::bit_cast<float>(0x7fc00000u));
+    for (size_t i = at; i < end; ++i) {
+      const float scaled = load(type, row.data(), i) * inverse;
+      out.codes += !finite                ? '\0'
+                   : quant == Quant::int8 ? static_cast<char>(std::nearbyint(scaled))
+                                          : slow_fp8(scaled);
+    }
+  }
+  return out;
+}
+
+// As float32.
+std::string slow_dequantise(Quant quant, const QuantisedRow& row, size_t hidden) {
+  std::string out(4 * hidden, '\0');
+  for (size_t i = 0; i < hidden; ++i) {
+    const float code = quant == Quant::int8 ? static_cast<float>(static_cast<signed char>(row.codes[i]))
+                                            : fp8_to_float(static_cast<unsigned char>(row.codes[i]));
+    const float value = row.scales[quant == Quant::int8 ? 0 : i / 128] * code;
+    std::memcpy(&out[4 * i], &value, 4);
+  }
+  return out;
+}
+
+// Replaces what is infinite or not a number.
+void make_finite(ElementType type, std::string& row, size_t hidden) {
+  for (size_t i = 0; i < hidden; ++i)
+    if (!std::isfinite(load(type, row.data(), i)))
+      std::memset(&row[element_bytes(type) * i], 0, element_bytes(type));
+}
+
+bool same(const std::vector<float>& a, const std::vector<float>& b) {
+  return a.size() == b.size() && std::memcmp(a.data(), b.data(), 4 * a.size()) == 0;
 }
 
 std::string slow_largest(ElementType type, const std::vector<std::string>& rows, size_t elements) {
@@ -197,6 +284,46 @@ TEST("reductions of every kernel give the bits of slow ones, also where the resu
             CHECK(reduced(*kernels, type, op, in_place, replaced, elements) == expected);
           }
         }
+}
+
+TEST("quantising, and sums of quantised rows, give the bits of slow ones, for random rows of any length") {
+  std::mt19937 random(5);
+  for (const Quant quant : {Quant::int8, Quant::fp8_e4m3})
+    for (const ElementType type : all_types)
+      for (const size_t hidden : {1, 7, 64, 127, 128, 200, 257, 1000}) {
+        std::vector<QuantisedRow> slow;
+        std::vector<float> weights;
+        for (int k = 0; k < 4; ++k) {
+          std::string row(hidden * element_bytes(type), '\0');
+          for (auto& c : row) c = static_cast<char>(random());
+          if (k < 3) make_finite(type, row, hidden);
+          slow.push_back(slow_quantise(quant, type, row, hidden));
+          weights.push_back(static_cast<float>(k) - 1.25f);
+          for (const Kernels* kernels : usable_kernels()) {
+            // In memory of exactly their size, where a sanitizer sees what is touched beyond.
+            QuantisedRow fast{std::string(hidden, '\x55'),
+                              std::vector<float>(scales_of_row(quant, hidden), -1.0f)};
+            kernels->quantise(type, quant)(row.data(), hidden, fast.codes.data(), fast.scales.data());
+            CHECK(fast.codes == slow.back().codes && same(fast.scales, slow.back().scales));
+          }
+        }
+        for (size_t count = 0; count <= slow.size(); ++count) {
+          std::vector<std::string> rows;
+          std::vector<const void*> codes;
+          std::vector<const float*> scales;
+          for (size_t k = 0; k < count; ++k) {
+            rows.push_back(slow_dequantise(quant, slow[k], hidden));
+            codes.push_back(slow[k].codes.data()), scales.push_back(slow[k].scales.data());
+          }
+          const std::string expected = slow_sum(ElementType::float32, rows, weights, hidden);
+          for (const Kernels* kernels : usable_kernels()) {
+            std::string y(hidden * element_bytes(type), '\x55');
+            kernels->dequantised_sum(type, quant)(y.data(), codes.data(), scales.data(), weights.data(),
+                                                  static_cast<int>(count), hidden);
+            CHECK(y == slow_round(type, expected, hidden));
+          }
+        }
+      }
 }
 
 TEST("weight one gives every 16-bit number back, NaN as the canonical one") {

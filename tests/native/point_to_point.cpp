@@ -492,6 +492,142 @@ TEST("a receive does not overtake another one while its message is held back") {
   CHECK(receives[0]->finished() && !receives[1]->finished());
 }
 
+TEST("a request can be taken back as long as nothing has matched it, on every path") {
+  both_ways(2, [](PointToPoint& p2p) {
+    Communicator& comm = p2p.comm();
+    for (const uint64_t bytes : {uint64_t{10}, uint64_t{4000}, uint64_t{100'000}, uint64_t{5'000'001}})
+      for (const bool area : {false, true}) {
+        Memory memory(p2p, bytes, area);
+        const bool buffered = bytes <= 4000;
+        if (comm.rank() == 0) {
+          fill(memory.get(), bytes, 1);
+          auto owner = std::make_shared<int>();
+          const std::weak_ptr<void> kept = owner;
+          const auto request = p2p.isend(memory.get(), bytes, 1, 1, std::move(owner));
+          CHECK(p2p.cancel(*request) == !buffered);  // what is buffered has been sent
+          CHECK(p2p.cancel(*request) == !buffered && request->finished() && kept.expired());
+          if (buffered) CHECK(p2p.wait(*request).bytes == bytes);
+          if (!buffered) CHECK_THROWS(p2p.wait(*request), Status::Closed);
+          if (!buffered) CHECK_THROWS(p2p.test(*request), Status::Closed);
+          fill(memory.get(), bytes, 2);
+          barrier(comm);
+          // A message that has been matched goes its way.
+          const auto matched = p2p.isend(memory.get(), bytes, 1, 2);
+          barrier(comm);
+          CHECK(!p2p.cancel(*matched));
+          CHECK(p2p.wait(*matched).bytes == bytes);
+        } else {
+          barrier(comm);
+          if (buffered) p2p.recv(memory.get(), bytes, 0, 1);
+          const auto request = p2p.irecv(memory.get(), bytes, 0, 2);
+          while (request->state == Request::State::posted) p2p.test(*request);
+          barrier(comm);
+          p2p.wait(*request);
+          CHECK(is_filled(memory.get(), bytes, 2));
+          CHECK(!p2p.cancel(*request));
+        }
+        barrier(comm);
+      }
+  });
+}
+
+TEST("a receive that was taken back takes nothing, and a send behind a full ring sends nothing") {
+  std::atomic<bool> taken_back{false};
+  both_ways(2, [&](PointToPoint& p2p) {
+    Communicator& comm = p2p.comm();
+    int word = 1;
+    if (comm.rank() == 0) {
+      taken_back = false;
+      barrier(comm);
+      // More than there is room for with the receiver, which reads none of them: the last ones wait with this rank.
+      std::vector<std::shared_ptr<Request>> requests;
+      const auto owner = std::make_shared<int>();
+      for (int i = 0; i < 1000; ++i) requests.push_back(p2p.isend(&word, 4, 1, 3, owner));
+      CHECK(!requests.back()->finished());
+      CHECK(p2p.cancel(*requests.back()) && !p2p.cancel(*requests.front()));
+      requests.pop_back();
+      taken_back = true;
+      for (const auto& request : requests) p2p.wait(*request);
+      p2p.send(&word, 4, 1, 4);
+      CHECK(owner.use_count() == 1);
+      return;
+    }
+    int got = 0;
+    const auto first = p2p.irecv(&got, 4, 0, any_tag), wild = p2p.irecv(&got, 4, any_source, any_tag);
+    CHECK(p2p.cancel(*wild) && p2p.cancel(*first));
+    CHECK_THROWS(p2p.wait(*first), Status::Closed);
+    barrier(comm);
+    while (!taken_back) std::this_thread::yield();
+    for (int i = 0; i < 999; ++i) p2p.recv(&word, 4, 0, 3);
+    CHECK(p2p.probe(0, any_tag).tag == 4);  // no other
+    p2p.recv(&word, 4, 0, 4);
+    CHECK(got == 0);
+  });
+}
+
+TEST("a message that is borrowed cannot be taken back") {
+  on_points(2, test::local_config(true), [](PointToPoint& p2p) {
+    constexpr uint64_t bytes = 20'000;
+    Memory memory(p2p, bytes, true);
+    if (p2p.comm().rank() == 1) {
+      const auto view = p2p.recv_view(0, 1);
+      barrier(p2p.comm());
+      barrier(p2p.comm());
+      view->released = true;
+      return barrier(p2p.comm());
+    }
+    const auto request = p2p.isend(memory.get(), bytes, 1, 1);
+    barrier(p2p.comm());
+    CHECK(!p2p.cancel(*request) && !request->finished());
+    barrier(p2p.comm());
+    p2p.wait(*request);
+    barrier(p2p.comm());
+  });
+}
+
+TEST("sends and receives that are taken back just when they meet have happened on both sides or on none") {
+  test_point_hook = [](const char*) {
+    static thread_local std::minstd_rand luck(std::random_device{}());
+    if (luck() % 4 == 0) std::this_thread::sleep_for(std::chrono::microseconds(luck() % 100));
+  };
+  constexpr int count = 400;
+  constexpr uint64_t bytes = 60'000;
+  for (const bool direct : {true, false})
+    for (const bool area : {false, true}) {
+      std::vector<char> sent(count), got(count);
+      int both = 0;
+      on_points(2, test::local_config(direct), [&](PointToPoint& p2p) {
+        std::minstd_rand luck(static_cast<unsigned>(p2p.comm().rank() + 2 * area + 1));
+        for (int i = 0; i < count; ++i) {
+          Memory memory(p2p, bytes, area);
+          const bool sends = p2p.comm().rank() == 0;
+          if (sends) fill(memory.get(), bytes, static_cast<uint64_t>(i));
+          const auto request =
+              sends ? p2p.isend(memory.get(), bytes, 1, i) : p2p.irecv(memory.get(), bytes, 0, i);
+          barrier(p2p.comm());  // so that they are about to meet
+          for (unsigned steps = luck() % 4; steps-- > 0;) p2p.test(*request);
+          const auto deadline = Deadline(30);
+          bool withdrawn = false;
+          // A receive that has met a message may lose it again, to its sender: then it can be taken back.
+          while (!(withdrawn = p2p.cancel(*request)) && !request->finished()) {
+            CHECK(!deadline.passed());
+            p2p.test(*request);
+          }
+          (sends ? sent : got)[static_cast<size_t>(i)] = !withdrawn;
+          if (!sends && !withdrawn) CHECK(is_filled(memory.get(), bytes, static_cast<uint64_t>(i)));
+        }
+        barrier(p2p.comm());
+        CHECK(!p2p.iprobe(any_source, any_tag));
+      });
+      for (size_t i = 0; i < count; ++i) {
+        CHECK(sent[i] == got[i]);
+        both += got[i];
+      }
+      CHECK(both > 0 && both < count);
+    }
+  test_point_hook = nullptr;
+}
+
 TEST("messages that receives have given up in the middle keep their order") {
   Pair pair;
   const std::vector<std::byte> large(6'000'000);

@@ -1,4 +1,4 @@
-"""The command line: `python -m xccl run | doctor | demo | bench`, also installed as `xccl`.
+"""The command line: `python -m xccl run | ps | doctor | demo | bench`, also installed as `xccl`.
 
 Each command is a module here with `configure(parser)` and `execute(arguments) -> exit code`. Nothing here
 computes; what a command does lies in the package that it is about.
@@ -12,9 +12,9 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from xccl.cli import bench, demo, doctor, run
+from xccl.cli import bench, demo, doctor, ps, run
 
-_COMMANDS = {"run": run, "doctor": doctor, "demo": demo, "bench": bench}
+_COMMANDS = {"run": run, "ps": ps, "doctor": doctor, "demo": demo, "bench": bench}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
