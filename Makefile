@@ -32,7 +32,7 @@ NO_ASLR := $(shell setarch $$(uname -m) -R true 2>/dev/null && echo setarch $$(u
 
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test native tsan asan bench lint format clean FORCE
+.PHONY: help demo test native tsan asan model bench lint format clean FORCE
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -60,6 +60,9 @@ tsan: build/tsan/build.ninja  ## native tests under ThreadSanitizer
 asan: build/asan/build.ninja  ## native tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	cmake --build --preset asan
 	ctest --preset asan
+
+model:  ## the models of the protocols and their broken variants, searched by spin
+	$(PYTHON) tests/models/run.py
 
 # Without peers: make bench PEERS=
 bench: $(PACKAGE) $(BENCH_NEEDS)  ## measurements beside other libraries, see bench/README.md
