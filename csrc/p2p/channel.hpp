@@ -140,7 +140,8 @@ class Channel {
     return words_->withdrawals.load(std::memory_order_seq_cst) == verdicts_ + 1;
   }
   bool peer_has_read(uint64_t record) const {
-    return words_->drained.load(std::memory_order_acquire) >= record;  // a number; it was told before the close
+    // relaxed: it was told before the close, which has been seen by an acquiring load.
+    return words_->drained.load(std::memory_order_relaxed) >= record;
   }
   // Where no verdicts will come any more: all that was wanted back has been taken back.
   void assume_verdicts() { verdicts_ = words_->withdrawals.load(std::memory_order_seq_cst); }
