@@ -121,34 +121,66 @@ def search(case: Case, size: str, folder: Path) -> Outcome:
     if not (folder / "pan.c").exists():
         raise CannotCheck(f"spin refused {case.model.path}:\n{told}")
     optimise = "-O0" if case.variant else "-O2"  # a fault is found at once, and that none is there after long
-    run([compiler(), optimise, "-w", "-DSAFETY", "-DCOLLAPSE", f"-DMEMLIM={MEGABYTES}", "-o", "pan", "pan.c"], folder)
+    run(
+        [compiler(), optimise, "-w", "-DSAFETY", "-DCOLLAPSE", f"-DMEMLIM={MEGABYTES}", "-o", "pan", "pan.c"],
+        folder,
+    )
     report = run(["./pan", "-m100000"], folder)
     counted = re.search(r"(\d+) states, stored", report)
     errors = re.search(r"errors: (\d+)", report)
-    if not counted or not errors or "error: max search depth too small" in report or "out of memory" in report:
+    if (
+        not counted
+        or not errors
+        or "error: max search depth too small" in report
+        or "out of memory" in report
+    ):
         raise CannotCheck(f"{case}: the search was cut short:\n{report}")
     outcome = Outcome(states=int(counted[1]), seconds=time.monotonic() - start)
     if int(errors[1]):
         cause = re.search(r"pan:\d+: (.*?) \(at depth", report)
         outcome.fault = cause[1] if cause else "a fault"
         trail = next(folder.glob("*.trail"))
-        outcome.steps = steps(run(["spin", "-k", trail.name, "-p", "-g", *macros, str(case.model.path)], folder))
+        outcome.steps = steps(
+            run(["spin", "-k", trail.name, "-p", "-g", *macros, str(case.model.path)], folder)
+        )
     else:
         outcome.never_reached = unreached(report)
     return outcome
 
 
 def steps(replay: str) -> list[str]:
-    """What a reader wants of spin's account: the ranks' statements, and what changes in memory."""
-    kept = []
+    """What a reader wants of spin's account: the ranks' statements as they stand in the model, and what they change."""
+    kept: list[str] = []
+    globals_: dict[str, str] = {}
+
+    def changed(name: str, old: str, new: str) -> None:
+        indent = " " * 38
+        if buffer := re.match(r"buffer\[(\d+)\]\.count", name):
+            if int(new) > int(old):
+                entry = f"buffer[{buffer[1]}].{{}}[{old}]"
+                cell, value = (globals_.get(entry.format(part), "0") for part in ("cell", "value"))
+                kept.append(f"{indent}stored by {buffer[1]}, not yet seen by others: word {cell} = {value}")
+        elif word := re.match(r"memory\[(\d+)\]", name):
+            kept.append(f"{indent}seen by all: word {word[1]} = {new}")
+        elif not name.startswith("buffer"):
+            kept.append(f"{indent}{name} = {new}")
+
     for line in replay.splitlines():
         if "trail ends" in line:
             break
-        inner = re.search(r"^\s*\d+:\s+proc\s+\d+ \((\w+):\d+\) \S*?([\w.]+:\d+) \(state \d+\)\s*(.*)$", line)
-        if inner and not inner[2].startswith("memory.pml") and inner[1] != "store_buffer":
-            kept.append(f"{inner[1]:<14} {inner[2]:<20} {inner[3][:110]}")
-        elif re.match(r"^\s+(?!buffer\b)[\w.]+(\[\d+\])? = ", line):
-            kept.append(f"{'':<14} {'':<20}     {line.strip()}")
+        variable = re.match(r"^\s+([\w.\[\]]+) = (-?\d+)$", line)
+        statement = re.match(r"^\s*\d+:\s+proc\s+\d+ \((\w+):\d+\) \S*?([\w.]+):(\d+) ", line)
+        if variable:
+            name, value = variable.groups()
+            if (old := globals_.get(name, "0")) != value:
+                globals_[name] = value
+                changed(name, old, value)
+        elif statement and statement[1] != "store_buffer" and statement[2] != "memory.pml":
+            process, file, number = statement.groups()
+            source = (FOLDER / file).read_text().splitlines()[int(number) - 1].strip()
+            step = f"{process:<12} {file + ':' + number:<20}     {source}"
+            if not kept or kept[-1] != step:
+                kept.append(step)
         elif "Error:" in line or "failed assertion" in line:
             kept.append(line)
     return kept
@@ -158,7 +190,9 @@ def unreached(report: str) -> list[str]:
     """Statements of a right model that no run comes to: it would then show less than it seems to."""
     lines = re.findall(r"^\t\S*?([\w.]+:\d+), state \d+, (\".*\")$", report, re.MULTILINE)
     # A store buffer has no end.
-    return [f"{place} {what}" for place, what in lines if not (place.startswith("memory.pml") and "-end-" in what)]
+    return [
+        f"{place} {what}" for place, what in lines if not (place.startswith("memory.pml") and "-end-" in what)
+    ]
 
 
 def check(case: Case) -> Outcome:
@@ -170,7 +204,11 @@ def check(case: Case) -> Outcome:
         with tempfile.TemporaryDirectory() as folder:
             one = search(case, size, Path(folder))
         outcome = Outcome(
-            one.fault, outcome.states + one.states, outcome.seconds + one.seconds, one.steps, one.never_reached
+            one.fault,
+            outcome.states + one.states,
+            outcome.seconds + one.seconds,
+            one.steps,
+            one.never_reached,
         )
         if outcome.fault:
             break
@@ -180,7 +218,9 @@ def check(case: Case) -> Outcome:
 def surprise(case: Case, outcome: Outcome) -> str:
     """Why this is not what was expected; "": it is."""
     if case.variant and not outcome.fault:
-        return f"{case}: {case.model.broken[case.variant]}, and spin found nothing: the model does not show it"
+        return (
+            f"{case}: {case.model.broken[case.variant]}, and spin found nothing: the model does not show it"
+        )
     if not case.variant and outcome.fault:
         return "\n".join([f"{case}: {outcome.fault}", *outcome.steps])
     return ""
@@ -194,7 +234,9 @@ def select(words: list[str]) -> list[Case]:
     for word in words:
         name, _, variant = word.partition(":")
         some = [
-            case for case in everything if case.model.name == name and (not variant or case.variant == variant)
+            case
+            for case in everything
+            if case.model.name == name and (not variant or case.variant == variant)
         ]
         if not some:
             names = ", ".join(model.name for model in models())
@@ -206,7 +248,10 @@ def select(words: list[str]) -> list[Case]:
 def main(words: list[str]) -> int:
     try:
         chosen = select(words)
-        print(f"{'model':<12} {'variant':<24} {'expected':<9} {'found':<36} {'states':>9} {'seconds':>8}", flush=True)
+        print(
+            f"{'model':<12} {'variant':<24} {'expected':<9} {'found':<36} {'states':>9} {'seconds':>8}",
+            flush=True,
+        )
         complaints = []
         for case in chosen:
             outcome = check(case)
@@ -219,7 +264,12 @@ def main(words: list[str]) -> int:
             if wrong := surprise(case, outcome):
                 complaints.append(wrong)
             elif len(chosen) == 1:
-                print("", *outcome.steps, *(f"never reached: {line}" for line in outcome.never_reached), sep="\n")
+                print(
+                    "",
+                    *outcome.steps,
+                    *(f"never reached: {line}" for line in outcome.never_reached),
+                    sep="\n",
+                )
     except CannotCheck as problem:
         print(problem, file=sys.stderr)
         return 2
