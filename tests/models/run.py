@@ -151,34 +151,31 @@ def search(case: Case, size: str, folder: Path) -> Outcome:
 def steps(replay: str) -> list[str]:
     """What a reader wants of spin's account: the ranks' statements as they stand in the model, and what they change."""
     kept: list[str] = []
-    globals_: dict[str, str] = {}
-
-    def changed(name: str, old: str, new: str) -> None:
-        indent = " " * 38
-        if buffer := re.match(r"buffer\[(\d+)\]\.count", name):
-            if int(new) > int(old):
-                entry = f"buffer[{buffer[1]}].{{}}[{old}]"
-                cell, value = (globals_.get(entry.format(part), "0") for part in ("cell", "value"))
-                kept.append(f"{indent}stored by {buffer[1]}, not yet seen by others: word {cell} = {value}")
-        elif word := re.match(r"memory\[(\d+)\]", name):
-            kept.append(f"{indent}seen by all: word {word[1]} = {new}")
-        elif not name.startswith("buffer"):
-            kept.append(f"{indent}{name} = {new}")
-
+    values: dict[str, str] = {}
+    stored_in = ""
     for line in replay.splitlines():
         if "trail ends" in line:
             break
         variable = re.match(r"^\s+([\w.\[\]]+) = (-?\d+)$", line)
-        statement = re.match(r"^\s*\d+:\s+proc\s+\d+ \((\w+):\d+\) \S*?([\w.]+):(\d+) ", line)
+        statement = re.match(
+            r"^\s*\d+:\s+proc\s+\d+ \((\w+):\d+\) \S*?([\w.]+):(\d+) \(state \d+\)\s*\[(.*)\]", line
+        )
         if variable:
             name, value = variable.groups()
-            if (old := globals_.get(name, "0")) != value:
-                globals_[name] = value
-                changed(name, old, value)
-        elif statement and statement[1] != "store_buffer" and statement[2] != "memory.pml":
-            process, file, number = statement.groups()
+            if values.get(name, "0") != value:
+                values[name] = value
+                seen = re.sub(r"memory\[(\d+)\]", r"seen by all: word \1", name)
+                kept.append(f"{'':<38}{seen} = {value}")
+        elif statement and statement[2] == "memory.pml":
+            process, _, _, text = statement.groups()
+            if cell := re.match(r"buffer\[\w+\]\.cell\[buffer.*\] = (.*)", text):
+                stored_in = cell[1]
+            elif what := re.match(r"buffer\[\w+\]\.value\[buffer.*\] = (.*)", text):
+                kept.append(f"{process:<38}stores, not yet seen by others: word {stored_in} = {what[1]}")
+        elif statement and statement[1] != "store_buffer":
+            process, file, number, _ = statement.groups()
             source = (FOLDER / file).read_text().splitlines()[int(number) - 1].strip()
-            step = f"{process:<12} {file + ':' + number:<20}     {source}"
+            step = f"{process:<14}{file + ':' + number:<20}    {source}"
             if not kept or kept[-1] != step:
                 kept.append(step)
         elif "Error:" in line or "failed assertion" in line:
