@@ -8,6 +8,7 @@ PYTEST_ARGS ?=
 PEERS ?= torch impi openmpi mpich iceoryx2
 BENCH ?= bench
 DEMO_ARGS ?=
+MUTANTS ?=
 
 BIN := $(abspath $(VENV))/bin
 PIP_INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --quiet
@@ -32,7 +33,7 @@ NO_ASLR := $(shell setarch $$(uname -m) -R true 2>/dev/null && echo setarch $$(u
 
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test native tsan asan model bench lint format clean FORCE
+.PHONY: help demo test native tsan asan model mutants bench lint format clean FORCE
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -63,6 +64,9 @@ asan: build/asan/build.ninja  ## native tests under AddressSanitizer and Undefin
 
 model:  ## the models of the protocols and their broken variants, searched by spin
 	$(PYTHON) tests/models/run.py
+
+mutants: $(BUILD_TOOLS)  ## ten and more mistakes, each made in a copy of the sources and caught by a test or a model
+	$(BIN)/python tests/mutants/run.py $(MUTANTS)
 
 # Without peers: make bench PEERS=
 bench: $(PACKAGE) $(BENCH_NEEDS)  ## measurements beside other libraries, see bench/README.md
