@@ -20,7 +20,7 @@
 // Broken ALARM_NOT_LOOKED_AT   the second look is at the record alone
 // Broken ALARM_RINGS_FOR_SELF  an alarm wakes only who sleeps for its sender
 // Broken FLAG_AFTER_ALARM      the alarm is raised before the flag that it announces
-// Broken LOWERED_AFTER_FLAGS   the alarm is lowered after the flags have been read
+// Broken LOWERED_AFTER_FLAGS   the alarm is lowered after the flags have been read, as a relaxed exchange could
 #define ROUNDS 2
 
 #define OWNER 2
