@@ -8,6 +8,7 @@ PYTEST_ARGS ?=
 PEERS ?= torch impi openmpi mpich iceoryx2
 BENCH ?= bench
 DEMO_ARGS ?=
+MUTANTS ?=
 
 BIN := $(abspath $(VENV))/bin
 PIP_INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --quiet
@@ -32,7 +33,7 @@ NO_ASLR := $(shell setarch $$(uname -m) -R true 2>/dev/null && echo setarch $$(u
 
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test native tsan asan bench lint format clean FORCE
+.PHONY: help demo test native tsan asan model mutants bench lint format clean FORCE
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -60,6 +61,12 @@ tsan: build/tsan/build.ninja  ## native tests under ThreadSanitizer
 asan: build/asan/build.ninja  ## native tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	cmake --build --preset asan
 	ctest --preset asan
+
+model:  ## the models of the protocols and their broken variants, searched by spin
+	$(PYTHON) tests/models/run.py
+
+mutants: $(BUILD_TOOLS)  ## ten and more mistakes, each made in a copy of the sources and caught by a test or a model
+	$(BIN)/python tests/mutants/run.py $(MUTANTS)
 
 # Without peers: make bench PEERS=
 bench: $(PACKAGE) $(BENCH_NEEDS)  ## measurements beside other libraries, see bench/README.md

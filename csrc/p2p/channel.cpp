@@ -63,11 +63,12 @@ bool Channel::ring_has_room() {
   return posted_ - drained_there_ < layout_.ring_records;
 }
 
-void Channel::post(const Payload& record) {
+uint64_t Channel::post(const Payload& record) {
   if (has_room())
     put(record);
   else
     backlog_.push_back(record);
+  return posted_ + backlog_.size();
 }
 
 void Channel::put(const Payload& payload) {

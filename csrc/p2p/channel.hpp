@@ -28,6 +28,7 @@ struct Delivery {
   uint64_t moved;
   Request* request;  // null: nobody waits for it any more, and `message` keeps it
   Message* message;
+  uint64_t answer = 0;  // number of the record by which the peer is done with the message; 0: it is not yet
 };
 
 class RecordHandler {
@@ -69,7 +70,7 @@ class Channel {
 
   // --- Records out ---
   bool has_room() { return backlog_.empty() && ring_has_room(); }  // a record posted now goes out at once
-  void post(const Payload& record);  // at once, or behind those that wait for room
+  uint64_t post(const Payload& record);  // at once, or behind those that wait for room; its number, from 1
   bool flushed() const { return backlog_.empty(); }
   List<Request> waiting;  // sends that wait for room, in order
   List<Request> offered;  // announced, and not yet answered
@@ -139,6 +140,15 @@ class Channel {
   // --- Taking offers back (see docs/architecture.md) ---
   void announce_withdrawal();
   void count_verdict() { ++verdicts_; }
+  // A peer that closes wants back all that it has announced, once, and gives no verdict on that. True when that is all
+  // there is in doubt: then an answer that it had read before it closed stands, any other came too late.
+  bool only_close_is_in_doubt() const {
+    return words_->withdrawals.load(std::memory_order_seq_cst) == verdicts_ + 1;
+  }
+  bool peer_has_read(uint64_t record) const {
+    // relaxed: it was told before the close, which has been seen by an acquiring load.
+    return words_->drained.load(std::memory_order_relaxed) >= record;
+  }
   // Where no verdicts will come any more: all that was wanted back has been taken back.
   void assume_verdicts() { verdicts_ = words_->withdrawals.load(std::memory_order_seq_cst); }
   // The peer has wanted an offer back, and we do not know yet which, or whether in time.

@@ -45,8 +45,12 @@ void PointToPoint::abandon_requests() {
     fail_request(*receive, closed);
   }
   for (const auto& one : channels_) {
-    // What was announced is taken back, for its array is free from here on. The verdict is that this rank has closed.
-    if (!one->offered.empty() && !comm_->world().forked()) one->announce_withdrawal();
+    // What was announced is taken back, for its array is free from here on. The verdict is that this rank has closed,
+    // and how far it had read: what was answered until there stands.
+    if (!comm_->world().forked() && (!one->offered.empty() || !one->flushed())) {
+      one->publish_credits();
+      one->announce_withdrawal();
+    }
     one->abandon([&](Request& request) { fail_request(request, closed); });
   }
 }

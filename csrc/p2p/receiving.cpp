@@ -284,10 +284,12 @@ void PointToPoint::pull(Channel& from, Request& request, Message& message, const
   // Who failed may have freed its array while this rank was reading: it raised the alarm before.
   comm_->require_trust();
   const uint64_t id = message.record[p2p_record::id];
-  from.post({p2p_record::make_head(p2p_record::done, message.tag), message.bytes, id});
+  const uint64_t answer =
+      from.post({p2p_record::make_head(p2p_record::done, message.tag), message.bytes, id});
+  XCCL_TEST_POINT("p2p.answered");
   if (from.flushed() && !from.in_doubt() && from.settling.empty()) return finish(request);
   request.state = Request::State::moving;
-  from.settling.push_back({id, request.data, message.bytes, message.bytes, &request, nullptr});
+  from.settling.push_back({id, request.data, message.bytes, message.bytes, &request, nullptr, answer});
 }
 
 void PointToPoint::lend(Channel& from, Request& request, Message& message) {
@@ -345,11 +347,20 @@ void PointToPoint::settle(Channel& from) {
   }
 }
 
-// A rank that closes takes back all that it has offered, and gives no verdicts any more.
+// A rank that closes takes back all that it has offered, and gives no verdicts any more. But where it has read the answer
+// the send had ended well before: the message stands.
 bool PointToPoint::resolve(Channel& from) {
   // In this order: what it posted before it closed is there once it is seen to have closed.
   if (comm_->running(from.member()) || from.has_record()) return false;
   while (Message* offer = matching_.first_offer(from.member())) matching_.take(*offer);
+  if (from.only_close_is_in_doubt()) {
+    const auto late = std::stable_partition(
+        from.settling.begin(), from.settling.end(),
+        [&](const Delivery& delivery) { return delivery.answer && from.peer_has_read(delivery.answer); });
+    std::vector<Delivery> standing(from.settling.begin(), late);
+    from.settling.erase(from.settling.begin(), late);
+    for (Delivery& delivery : standing) moved(from, delivery);
+  }
   while (!from.settling.empty()) take_back(from, from.settling.back().id);
   from.assume_verdicts();
   return true;

@@ -403,6 +403,33 @@ TEST("a record that cannot be is reported with the number that its writer has in
   });
 }
 
+TEST("a record that names memory outside its writer's region, or no rounds, is refused") {
+  const ExchangeCall fixed{Collective::all_gather}, variable{Collective::all_gather_v};
+  const std::pair<Payload, const char*> damaged[] = {
+      {{fixed.packed(), 1000, 0, 1, uint64_t{1} << 60, 0, 0}, "rank 1 names memory outside its region"},
+      {{fixed.packed(), 1000, 0, 1, UINT64_MAX >> 1, 0, 0}, "rank 1 names memory outside its region"},
+      {{variable.packed(), 8, 1, 0, 0, 0, 0}, "rank 1 announces 0 rounds"}};
+  for (const bool direct : {true, false})
+    for (const auto& [record, says] : damaged)
+      test::on_ranks(2, test::local_config(direct), [&](Communicator& comm, const auto& whole) {
+        const auto sub = split(whole, 0, 0);
+        if (comm.rank() == 1) {
+          sub->board().post(0, sub->collective_seq() + 1, record);
+          barrier(comm);
+          return sub->close();
+        }
+        uint64_t row = 0, counts[2];
+        std::vector<std::byte> mine(1000), all(2000);
+        const Error error = CHECK_THROWS(
+            record[0] == fixed.packed() ? all_gather(*sub, mine.data(), all.data(), 1000)
+                                        : all_gather_v(*sub, &row, 1, 8, room_in(all.data(), 250), counts),
+            Status::Failure);
+        CHECK(error.message.find(says) != std::string::npos);
+        barrier(comm);
+        sub->close();
+      });
+}
+
 TEST("a call that ends by an error writes nothing any more") {
   for (const bool direct : {true, false})
     test::on_ranks(3, test::local_config(direct), [](Communicator& comm, const auto& whole) {

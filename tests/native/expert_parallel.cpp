@@ -215,6 +215,34 @@ TEST("quantised rows stay right when ranks sleep between publishing and pulling"
   test_point_hook = nullptr;
 }
 
+TEST("one result combined again at once, from the same memory, gives a slow rank the sums of each call") {
+  test_point_hook = [](const char* name) {
+    static std::atomic<std::thread::id> slow{};
+    std::thread::id none{};
+    slow.compare_exchange_strong(none, std::this_thread::get_id());
+    if (slow.load() == std::this_thread::get_id() && std::string(name) == "ep.arrived")
+      std::this_thread::sleep_for(std::chrono::milliseconds(2));
+  };
+  for (const bool direct : {true, false})
+    test::on_ranks(2, test::local_config(direct), [](Communicator&, std::shared_ptr<Communicator> comm) {
+      const EpShape shape{2, 4, 1, 2, RowType::float32};
+      ExpertParallel ep(comm, shape, even_placement(shape, 2));
+      const std::vector<int64_t> idx = {0, 1};
+      const std::vector<float> x(4, 1.0f), weights(2, 1.0f);
+      const auto d = ep.dispatch(x.data(), {idx.data(), true, weights.data(), 1}, nullptr, -1);
+      std::vector<float> own(d->rows() * 4), y(4);
+      for (int call = 1; call <= 40; ++call) {
+        // From private memory, which is copied, and from the library's buffer.
+        float* rows = call % 4 < 2 ? own.data() : reinterpret_cast<float*>(ep.output_buffer(*d, -1));
+        std::fill_n(rows, own.size(), static_cast<float>(call));
+        ep.combine(rows, *d, nullptr, y.data(), -1);
+        CHECK(y == std::vector<float>(4, static_cast<float>(2 * call)));
+      }
+      ep.close();
+    });
+  test_point_hook = nullptr;
+}
+
 TEST("a routing is used again, also after its rows are gone, and a different one on one rank is a mismatch") {
   test::on_ranks(3, test::local_config(true), [](Communicator&, std::shared_ptr<Communicator> comm) {
     ExpertParallel ep(comm, {4, 2, 3, 2, RowType::float32});

@@ -1004,4 +1004,49 @@ TEST("what a rank has announced ends with its close, and what it had buffered st
       PointToPoint::annex_bytes);
 }
 
+TEST("a message that was answered before its sender closed is received, though the next one was taken back") {
+  static std::atomic<bool> answered, closed;
+  for (const bool dropped : {false, true}) {
+    answered = closed = false;
+    test_point_hook = [](const char* name) {
+      if (std::string(name) != "p2p.answered") return;
+      answered = true;
+      while (!closed) std::this_thread::yield();
+    };
+    test::on_ranks(
+        2, test::local_config(true),
+        [&](Communicator& comm, const std::shared_ptr<Communicator>& shared) {
+          constexpr uint64_t bytes = 100'000;
+          std::vector<std::byte> array(bytes);
+          std::optional<PointToPoint> p2p(shared);
+          barrier(comm);
+          if (comm.rank() == 0) {
+            std::optional<Memory> memory(std::in_place, *p2p, bytes, true);
+            fill(memory->get(), bytes, 1);
+            p2p->send(memory->get(), bytes, 1, 3);
+            CHECK(answered);
+            const auto request = p2p->isend(memory->get(), bytes, 1, 4);
+            if (!dropped) {
+              interrupt_check = [] { throw Error(Status::Failure, "Ctrl-C"); };  // rank 1 does not come
+              CHECK_THROWS(p2p->close(), Status::Failure);
+              interrupt_check = nullptr;
+            }
+            p2p.reset();
+            CHECK_THROWS(request->error ? throw *request->error : 0, Status::Closed);
+            std::memset(memory->get(), 0, bytes);
+            memory.reset();
+            comm.close();
+            closed = true;
+            return;
+          }
+          const MessageInfo info = p2p->recv(array.data(), bytes, 0, 3);
+          CHECK(info.bytes == bytes && is_filled(array.data(), bytes, 1));
+          CHECK_THROWS(p2p->recv(array.data(), bytes, 0, 4), Status::Closed);
+          p2p->close();
+        },
+        PointToPoint::annex_bytes);
+    test_point_hook = nullptr;
+  }
+}
+
 TEST_MAIN()
