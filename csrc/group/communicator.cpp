@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "base/machine.hpp"
+#include "base/test_point.hpp"
 #include "group/shrink.hpp"
 
 namespace xccl {
@@ -425,6 +426,7 @@ void Communicator::close(const Hold&) {
     bool all_passed = false;
     ~AtLast() { comm.leave_world(all_passed); }
   } at_last{*this};
+  XCCL_TEST_POINT("close.begun");
   if (broken()) return;
   // Others may still read this rank's scratch. The bound is the deadline of any other call.
   const Deadline deadline(timeout());
@@ -435,6 +437,7 @@ void Communicator::close(const Hold&) {
         world_->drain([&] { return board_->passed(member, collective_seq_) || !running(member); }, deadline);
   }
   at_last.all_passed = passed;
+  XCCL_TEST_POINT("close.drained");
 }
 
 void Communicator::unmake_lines() { world_->free_lines(std::exchange(block_, 0), layout_->bytes); }
@@ -454,6 +457,7 @@ void Communicator::leave_world(bool scratch_is_free) {
     const std::lock_guard lock(end_mutex_);  // abort() is called in any thread
     leave_seat();
   }
+  XCCL_TEST_POINT("close.left");
   Remains remains = shrinking_->abandon();
   remains.lines.push_back({block_, layout_->bytes});
   if (scratch_is_free)

@@ -10,6 +10,7 @@
 
 #include "base/error.hpp"
 #include "base/machine.hpp"
+#include "base/test_point.hpp"
 #include "group/bootstrap.hpp"
 
 namespace xccl {
@@ -96,6 +97,7 @@ std::vector<std::string> World::connect(const std::string& card, const Deadline&
   auto parcels = processes ? bootstrap_unix(spec_, std::move(mine), deadline)
                            : bootstrap_local(spec_, std::move(mine), deadline);
 
+  XCCL_TEST_POINT("attach.met");
   std::vector<std::string> cards;
   std::vector<Fd> pidfds;
   for (int rank = 0; rank < spec_.size; ++rank) {
@@ -111,9 +113,11 @@ std::vector<std::string> World::connect(const std::string& card, const Deadline&
       parcel.fds.pop_back();
     }
     provider_->accept(rank, std::move(parcel));
+    XCCL_TEST_POINT("attach.accepted");
     controls_.push_back(provider_->attach(rank, key));
     check_header(rank);
   }
+  XCCL_TEST_POINT("attach.checked");
   liveness_.accept(std::move(pidfds));
   return cards;
 }

@@ -256,6 +256,7 @@ void PointToPoint::close(const Communicator::Hold&) {
     ~AtLast() { p2p.leave(payload_is_read); }
   } at_last{*this};
   if (comm_->world().forked()) return;
+  XCCL_TEST_POINT("p2p.closing");
   if (!comm_->broken() && !damaged_) {
     const Deadline deadline(comm_->timeout());
     comm_->world().drain(
@@ -275,6 +276,7 @@ void PointToPoint::leave(bool payload_is_read) {
   closed_ = true;
   comm_->set_engine(nullptr);
   abandon_requests();
+  XCCL_TEST_POINT("p2p.abandoned");
   if (payload_is_read) return;
   if (const auto region = payload_.take()) comm_->leave_behind(*region);
 }
