@@ -284,6 +284,16 @@ void Communicator::alarmed() {
   seen_news_ = news;
 }
 
+bool Communicator::somebody_is_down() {
+  for (int member = 0; member < size(); ++member) {
+    const PeerFlag flag = world_->flag(job_rank(member));
+    if (member == rank() || flag == PeerFlag::fine) continue;
+    const RankState state = this->state(member);
+    if (flag == PeerFlag::dead || state == RankState::failed || state == RankState::left) return true;
+  }
+  return false;
+}
+
 void Communicator::raise_if_member_down() {
   std::vector<int> dead, failed;
   std::string why;  // of the first that failed
@@ -434,7 +444,7 @@ void Communicator::close(const Hold&) {
   for (int member = 0; member < size(); ++member) {
     if (member == rank()) continue;
     passed &=
-        world_->drain([&] { return board_->passed(member, collective_seq_) || !running(member); }, deadline);
+        drain([&] { return board_->passed(member, collective_seq_) || !running(member); }, deadline);
   }
   at_last.all_passed = passed;
   XCCL_TEST_POINT("close.drained");

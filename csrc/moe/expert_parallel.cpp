@@ -264,7 +264,7 @@ void ExpertParallel::close(const Communicator::Hold&) {
   } at_last{*this};
   XCCL_TEST_POINT("ep.closing");
   const Deadline deadline(comm_->broken() ? 0 : comm_->timeout());
-  memory_->still_pulled = !comm_->world().drain([&] { return !in_use(); }, deadline);
+  memory_->still_pulled = !comm_->drain([&] { return !in_use(); }, deadline);
 }
 
 }  // namespace xccl

@@ -259,7 +259,7 @@ void PointToPoint::close(const Communicator::Hold&) {
   XCCL_TEST_POINT("p2p.closing");
   if (!comm_->broken() && !damaged_) {
     const Deadline deadline(comm_->timeout());
-    comm_->world().drain(
+    comm_->drain(
         [&] {
           advance();
           return damaged_ || all_sent();
