@@ -150,6 +150,13 @@ void PointToPoint::advance() noexcept {
   });
 }
 
+// Whichever call this rank is in, perhaps one that has nothing to do with messages, others may be waiting for what it was
+// to do meanwhile. So they are told now, and this rank's own call learns of it in its next look around.
+void PointToPoint::damage(const Error& error) noexcept {
+  damaged_ = error;
+  comm_->end(Error(error).during("messages", calls_, "in the background"));
+}
+
 Error PointToPoint::current_error() {
   try {
     throw;
