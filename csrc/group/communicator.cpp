@@ -443,8 +443,7 @@ void Communicator::close(const Hold&) {
   bool passed = true;
   for (int member = 0; member < size(); ++member) {
     if (member == rank()) continue;
-    passed &=
-        drain([&] { return board_->passed(member, collective_seq_) || !running(member); }, deadline);
+    passed &= drain([&] { return board_->passed(member, collective_seq_) || !running(member); }, deadline);
   }
   at_last.all_passed = passed;
   XCCL_TEST_POINT("close.drained");

@@ -123,8 +123,7 @@ void PointToPoint::arrived(Channel& channel, const Payload& record) {
     case p2p_record::stands:
       return channel.count_verdict();
     case p2p_record::memory:
-      return static_cast<void>(
-          channel.peer_payload({{record[p2p_record::key0], record[p2p_record::key1]}}));
+      return static_cast<void>(channel.peer_payload({{record[p2p_record::key0], record[p2p_record::key1]}}));
   }
   fail(Status::Failure, "rank ", channel.job_rank(), " sent a record of an unknown kind");
 }
