@@ -242,10 +242,14 @@ TEST("a thread that is refused has touched nothing of what the other one uses") 
 
 TEST("who fails to join a group says so there, where the others wait for it") {
   static thread_local bool fails = false;
+  static std::atomic<int> joined;
   test_point_hook = [](const char* name) {
-    if (fails && std::string(name) == "split.connecting") fail(Status::OutOfMemory, "no room to join");
+    if (!fails || std::string(name) != "split.connecting") return;
+    while (joined < 2) std::this_thread::yield();
+    fail(Status::OutOfMemory, "no room to join");
   };
-  for (const bool direct : {true, false})
+  for (const bool direct : {true, false}) {
+    joined = 0;
     test::on_ranks(3, test::local_config(direct), [](Communicator& comm, const auto& whole) {
       fails = comm.rank() == 1;
       if (fails) {
@@ -253,10 +257,12 @@ TEST("who fails to join a group says so there, where the others wait for it") {
         return;
       }
       const auto group = split(whole, 0, 0);
+      ++joined;
       const Error error = CHECK_THROWS(barrier(*group), Status::PeerFailed);
       CHECK(error.ranks == std::vector<int>{1});
       CHECK(error.message.find("no room to join") != std::string::npos);
     });
+  }
   test_point_hook = nullptr;
 }
 
