@@ -429,7 +429,8 @@ def detection_ms(program: Path, size: int, seed: int) -> list[float]:
     dice = random.Random(seed)
     victim = dice.randrange(size)
     case = Case(Row("nowhere", "busy", victim), "kill", size)
-    ranks = [Rank(program, case, f"crash-{uuid.uuid4().hex[:12]}", rank) for rank in range(size)]
+    job = f"crash-{uuid.uuid4().hex[:12]}"
+    ranks = [Rank(program, case, job, rank) for rank in range(size)]
     for rank in ranks:
         rank.reached.wait(LIMIT_S)
     time.sleep(dice.uniform(0.01, 0.1))
