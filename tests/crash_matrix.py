@@ -305,11 +305,12 @@ def judge(case: Case, reports: list[Report]) -> str:
             return f"rank {rank}: {report.complaint}"
         if report.code is None:
             return f"rank {rank} was still running after {LIMIT_S:.0f} s ({report.status})"
+    if victim.reached_ns is None:
+        return "the step was not reached"
+    for rank, report in enumerate(reports):
         killed = case.action == "kill" and rank == row.victim
         if report.code != (-signal.SIGKILL if killed else 0) or report.ended == killed:
             return f"rank {rank} ended with code {report.code}"
-    if victim.reached_ns is None:
-        return "the step was not reached"
     if case.action == "error" and f"made to fail at {row.step}" not in victim.text:
         return f"the rank made to fail says {victim.status} {victim.text!r}"
     if case.action == "stop" and victim.status != COMPLETED:
