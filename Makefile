@@ -9,6 +9,7 @@ PEERS ?= torch impi openmpi mpich iceoryx2
 BENCH ?= bench
 DEMO_ARGS ?=
 MUTANTS ?=
+CRASH_ARGS ?=
 
 BIN := $(abspath $(VENV))/bin
 PIP_INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --quiet
@@ -33,13 +34,13 @@ NO_ASLR := $(shell setarch $$(uname -m) -R true 2>/dev/null && echo setarch $$(u
 
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test native tsan asan model mutants bench lint format clean FORCE
+.PHONY: help demo test native crash-matrix tsan asan model mutants bench lint format clean FORCE
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@echo
-	@echo "another Python:   make test PYTHON=python3.12"
-	@echo "some tests only:  make test PYTEST_ARGS='-k spawn -x'"
+	@echo "another Python:      make test PYTHON=python3.12"
+	@echo "some tests only:     make test PYTEST_ARGS='-k spawn -x'"
 
 demo: $(PACKAGE) $(DEMO_NEEDS)  ## a real language model, its experts spread over four processes, writes text
 	$(BIN)/python $(DEMO)/main.py $(DEMO_ARGS)
@@ -53,6 +54,12 @@ test: native tsan $(PACKAGE) $(DEMO_NEEDS)  ## all tests: native, native under T
 native: build/debug/build.ninja  ## native tests, assertions on
 	cmake --build --preset debug
 	ctest --preset debug
+
+# CRASH_ARGS=--write renews docs/crash-matrix.md, CRASH_ARGS='--only shrink' runs some of the cases.
+crash-matrix: build/debug/build.ninja  ## kill, stop or fail a rank at every step; then how soon a death is known
+	cmake --build --preset debug --target crash_rank
+	$(BIN)/python tests/crash_matrix.py build/debug/tests/native/crash_rank $(CRASH_ARGS)
+	$(BIN)/python tests/crash_matrix.py build/debug/tests/native/crash_rank --detection
 
 tsan: build/tsan/build.ninja  ## native tests under ThreadSanitizer
 	cmake --build --preset tsan

@@ -1,5 +1,6 @@
-// Named steps at which a test may interfere: delay this rank, or make it fail. Compiled in only for the native tests
-// (XCCL_TEST_POINTS); in what users install the macro is empty.
+// Named steps at which a test may interfere: delay this rank, make it fail, or kill it. Compiled in only for the native
+// tests (XCCL_TEST_POINTS); in what users install the macro is empty. docs/crash-matrix.md shows what the other ranks
+// then experience, at each of them: a new step gets a row in tests/crash_matrix.py.
 #pragma once
 
 #if defined(XCCL_TEST_POINTS)

@@ -15,6 +15,7 @@ void barrier(Communicator& comm, double timeout) {
     op.phase("waiting");
     op.publish();
     comm.come_to_barrier(op.seq);
+    XCCL_TEST_POINT("barrier.come");
     for (int round = 0; (1 << round) < size; ++round) {
       const int to = (rank + (1 << round)) % size;
       const int from = (rank - (1 << round) % size + size) % size;
@@ -27,6 +28,7 @@ void barrier(Communicator& comm, double timeout) {
       // Who is late is not who is waited for, but whoever has not come to this barrier.
       comm.await(op, from, ready, [&](int member) { return comm.has_come_to_barrier(member, op.seq); });
     }
+    XCCL_TEST_POINT("barrier.passed");
   });
 }
 

@@ -1,6 +1,5 @@
 #include "collective/exchange.hpp"
 
-#include "base/test_point.hpp"
 #include "collective/arguments.hpp"
 
 namespace xccl {
@@ -18,6 +17,7 @@ uint64_t Exchange::begin(uint64_t bytes) {
   const uint64_t at = comm_.scratch().take(bytes + list);
   seq_ = ++comm_.collective_seq();
   op_.publish();
+  XCCL_TEST_POINT("exchange.staging");
   if (list) std::memcpy(comm_.scratch().at(at), agreed_, agreed_bytes());
   agreed_at_ = at;
   return at + list;
@@ -30,6 +30,7 @@ void Exchange::post(int member, const Given& given, uint64_t rounds, uint64_t at
     std::copy_n(lent_->place.key.words, 2, &record[key]);
   }
   if (fits_record(given.bytes) && given.bytes) std::memcpy(&record[bytes], given.data, given.bytes);
+  XCCL_TEST_POINT("exchange.posting");
   comm_.board().post(member, seq_, record);
 }
 
@@ -48,7 +49,6 @@ void Exchange::publish_alike(const Given& given, uint64_t rounds) {
 
 void Exchange::wait(int member) {
   comm_.await(op_, member, [&] { return arrived(member); }, [this](int other) { return arrived(other); });
-  XCCL_TEST_POINT("exchange.arrived");
 }
 
 uint64_t Exchange::plausible(int member, Word word, uint64_t least) const {
@@ -98,6 +98,7 @@ bool Exchange::all_lend() {
 
 void Exchange::conclude() {
   if (!lending_) return;
+  XCCL_TEST_POINT("exchange.concluding");
   lent_.reset();
   publish_alike({nullptr, 0});
   await_all();
@@ -109,6 +110,7 @@ void Exchange::finish() {
   XCCL_TEST_POINT("exchange.pulled");
   comm_.require_trust();
   comm_.board().finish(seq_);
+  XCCL_TEST_POINT("exchange.finished");
 }
 
 const char* name_of(Collective collective) {

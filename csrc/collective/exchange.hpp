@@ -17,6 +17,7 @@
 #include <string>
 #include <vector>
 
+#include "base/test_point.hpp"
 #include "collective/exchange_layout.hpp"
 #include "group/communicator.hpp"
 
@@ -82,6 +83,7 @@ class Exchange {
   // Waits for the member's record. Mismatch, on every rank, unless all make the same call.
   void await(int member) {
     if (!arrived(member)) wait(member);
+    XCCL_TEST_POINT("exchange.arrived");
     const Payload& record = posted(member);
     if (record[exchange_record::call] != call_ || record[exchange_record::size] != size_) raise_mismatch();
     comm_.board().learn(member, seq_ - 1);  // or it would not have come to this round

@@ -44,6 +44,7 @@ std::shared_ptr<Communicator> split(const std::shared_ptr<Communicator>& parent,
       made = Communicator::make(*parent, members);
       card = made->card();
     }
+    XCCL_TEST_POINT("split.made");
     struct Announced {
       Communicator::Card card;
       uint64_t oldest_open;  // all objects made on the parent before this one are closed there
@@ -58,7 +59,11 @@ std::shared_ptr<Communicator> split(const std::shared_ptr<Communicator>& parent,
     if (!made) return nullptr;
     std::vector<Communicator::Card> cards;
     for (const int member : members) cards.push_back(all[static_cast<size_t>(member)].card);
-    made->connect(cards, parent, id);
+    // The others may be at work in the group already: it is there that they wait for this rank.
+    made->tell_failure([&] {
+      XCCL_TEST_POINT("split.connecting");
+      made->connect(cards, parent, id);
+    });
     return made;
   });
 }

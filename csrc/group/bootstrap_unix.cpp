@@ -14,6 +14,7 @@
 #include <map>
 
 #include "base/error.hpp"
+#include "base/test_point.hpp"
 #include "group/bootstrap.hpp"
 #include "group/unix_socket.hpp"
 #include "memory/control_layout.hpp"
@@ -134,11 +135,13 @@ class Host {  // rank 0
            "\" is starting on this host already; give each job its own name (job, or XCCL_JOB)");
     listener_ = std::move(*listener);
     parcels_[0] = std::move(mine);
+    XCCL_TEST_POINT("bootstrap.listening");
   }
 
   std::vector<Parcel> run(const Deadline& deadline) {
     try {
       gather(deadline);
+      XCCL_TEST_POINT("bootstrap.gathered");
       give(deadline);
     } catch (const Error& error) {
       for (auto& [rank, socket] : members_) tell(socket, error);
@@ -169,6 +172,7 @@ class Host {  // rank 0
     const size_t batch = std::max<size_t>(1, max_fds_per_message / std::max<size_t>(each, 1) / 2);
     for (auto& [rank, socket] : members_)
       for (size_t first = 0; first < size; first += batch) {
+        XCCL_TEST_POINT("bootstrap.giving");
         const auto count = static_cast<uint32_t>(std::min(batch, size - first));
         if (!unix_send(socket,
                        pack(Kind::parcels, static_cast<int>(first), spec_.size, &parcels_[first], count),
@@ -276,10 +280,12 @@ Fd find_host(const JobSpec& spec, const std::string& name, const Deadline& deadl
 std::vector<Parcel> visit(const JobSpec& spec, const std::string& name, Parcel mine,
                           const Deadline& deadline) {
   const Fd host = find_host(spec, name, deadline);
+  XCCL_TEST_POINT("bootstrap.connected");
   // Rank 0 knows who is missing and says so when its deadline, which is ours, passes: leave it a moment.
   const Deadline patience(static_cast<double>(deadline.remaining_ns()) * 1e-9 + 2.0);
   if (!unix_send(host, pack(Kind::hello, spec.rank, spec.size, &mine, 1), descriptors(&mine, 1), patience))
     throw Error(Status::PeerLost, text("rank 0 ended while job \"", spec.job, "\" was starting"), {0});
+  XCCL_TEST_POINT("bootstrap.greeted");
   std::vector<Parcel> parcels(static_cast<size_t>(spec.size));
   for (int have = 0; have < spec.size;) {
     if (!unix_wait(host.get(), POLLIN, patience))

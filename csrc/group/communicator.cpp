@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "base/machine.hpp"
+#include "base/test_point.hpp"
 #include "group/shrink.hpp"
 
 namespace xccl {
@@ -284,6 +285,16 @@ void Communicator::alarmed() {
   seen_news_ = news;
 }
 
+bool Communicator::somebody_is_down() {
+  for (int member = 0; member < size(); ++member) {
+    const PeerFlag flag = world_->flag(job_rank(member));
+    if (member == rank() || flag == PeerFlag::fine) continue;
+    const RankState state = this->state(member);
+    if (flag == PeerFlag::dead || state == RankState::failed || state == RankState::left) return true;
+  }
+  return false;
+}
+
 void Communicator::raise_if_member_down() {
   std::vector<int> dead, failed;
   std::string why;  // of the first that failed
@@ -453,16 +464,17 @@ void Communicator::close(const Hold&) {
     bool all_passed = false;
     ~AtLast() { comm.leave_world(all_passed); }
   } at_last{*this};
+  XCCL_TEST_POINT("close.begun");
   if (broken()) return;
   // Others may still read this rank's scratch. The bound is the deadline of any other call.
   const Deadline deadline(timeout());
   bool passed = true;
   for (int member = 0; member < size(); ++member) {
     if (member == rank()) continue;
-    passed &=
-        world_->drain([&] { return board_->passed(member, collective_seq_) || !running(member); }, deadline);
+    passed &= drain([&] { return board_->passed(member, collective_seq_) || !running(member); }, deadline);
   }
   at_last.all_passed = passed;
+  XCCL_TEST_POINT("close.drained");
 }
 
 void Communicator::unmake_lines() { world_->free_lines(std::exchange(block_, 0), layout_->bytes); }
@@ -482,6 +494,7 @@ void Communicator::leave_world(bool scratch_is_free) {
     const std::lock_guard lock(end_mutex_);  // abort() is called in any thread
     leave_seat();
   }
+  XCCL_TEST_POINT("close.left");
   Remains remains = shrinking_->abandon();
   remains.lines.push_back({block_, layout_->bytes});
   if (scratch_is_free)

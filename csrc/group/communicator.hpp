@@ -279,6 +279,13 @@ class Communicator : public Vigil {
     if (!closed_) close(Hold(*this, "close"));
   }
   void close(const Hold& hold);
+  // What a close waits for: that gone() holds. False when that may never be: the deadline has passed, or a member has died
+  // or failed, since whoever learns of that finishes nothing any more, and may go on elsewhere without closing this.
+  template <class Gone>
+  bool drain(Gone gone, const Deadline& deadline) {
+    bool in_vain = false;
+    return world_->drain([&] { return gone() || (in_vain = somebody_is_down()); }, deadline) && !in_vain;
+  }
   bool closed() const { return closed_; }
   // acquire: the cause is there. abort() may be called in any thread.
   bool broken() const { return is_broken_.load(std::memory_order_acquire); }
@@ -375,6 +382,7 @@ class Communicator : public Vigil {
   void require_open() const;
   void leave_by(const Error& error, const Operation& op);
   void leave_world(bool scratch_is_free);
+  bool somebody_is_down();
   void raise_if_member_down();
   template <class Done>
   std::vector<bool> collect(Done done) const {

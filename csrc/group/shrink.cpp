@@ -155,6 +155,7 @@ std::vector<int> Shrinking::survivors_by(int decider) {
 void Shrinking::join() {
   if (!made_) made_ = Communicator::make(comm_, survivors_);
   const Communicator::Card card = made_->card();
+  XCCL_TEST_POINT("shrink.made");
   using namespace survivor_card;
   const std::pair<Word, uint64_t> words[] = {{block, card.block},
                                              {scratch0, card.scratch.words[0]},
@@ -203,6 +204,7 @@ std::shared_ptr<Communicator> Shrinking::connect(const std::shared_ptr<Communica
     id = std::max(id, word(survivor_card::next_object));
     oldest_open = std::min(oldest_open, word(survivor_card::oldest_open));
   }
+  XCCL_TEST_POINT("shrink.connecting");
   if (others_are_gone()) comm_.free_retired(oldest_open);
   made_->connect(cards, comm, id);
   ++attempt_;

@@ -12,6 +12,7 @@
 
 #include "base/error.hpp"
 #include "base/machine.hpp"
+#include "base/test_point.hpp"
 #include "group/bootstrap.hpp"
 
 namespace xccl {
@@ -121,6 +122,7 @@ std::vector<std::string> World::connect(const std::string& card, const Deadline&
                            : bootstrap_local(spec_, std::move(mine), deadline);
   meeting.reset();
 
+  XCCL_TEST_POINT("attach.met");
   std::vector<std::string> cards;
   std::vector<Fd> pidfds;
   for (int rank = 0; rank < spec_.size; ++rank) {
@@ -137,9 +139,11 @@ std::vector<std::string> World::connect(const std::string& card, const Deadline&
       parcel.fds.pop_back();
     }
     provider_->accept(rank, std::move(parcel));
+    XCCL_TEST_POINT("attach.accepted");
     controls_.push_back(provider_->attach(rank, theirs.control));
     check_header(rank);
   }
+  XCCL_TEST_POINT("attach.checked");
   liveness_.accept(std::move(pidfds));
   wait_log_.reset(size());  // that ranks start at different times is no wait of theirs
   leave();

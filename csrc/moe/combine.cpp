@@ -2,6 +2,7 @@
 #include <cstring>
 #include <utility>
 
+#include "base/test_point.hpp"
 #include "moe/expert_parallel.hpp"
 
 namespace xccl {
@@ -23,18 +24,22 @@ class CombineCall {
     op_.moves(routing_.rows() * row_bytes());
     const uint64_t where = stage(static_cast<const std::byte*>(rows));
     const uint64_t bases = write_bases();
+    XCCL_TEST_POINT("combine.staged");
     ep_.exchange(op_, records(where, bases), {&slot_.used_by, &bases_used_by()});
     ep_.bases_turn_ = (ep_.bases_turn_ + 1) % record_depth;
     check_heard();
     pull_bases();
+    XCCL_TEST_POINT("combine.based");
     op_.phase("summing");
     const FloatEnvironment environment;
     if (all_direct())
       sum_direct(static_cast<std::byte*>(y));
     else
       sum_staged(static_cast<std::byte*>(y));
+    XCCL_TEST_POINT("combine.summed");
     comm_.require_trust();
     ep_.board_->finish(op_.seq);
+    XCCL_TEST_POINT("combine.finished");
   }
 
  private:

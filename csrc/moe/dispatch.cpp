@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "base/copy.hpp"
+#include "base/test_point.hpp"
 #include "moe/expert_parallel.hpp"
 
 namespace xccl {
@@ -36,15 +37,19 @@ class DispatchCall {
     op_.moves(routing_->pairs() * row_bytes());
     const uint64_t where = stage();
     if (fresh_) write_lists();
+    XCCL_TEST_POINT("dispatch.staged");
     ep_.exchange(op_, records(where), pulled_);
     if (staged_) ep_.staging_turn_ = (ep_.staging_turn_ + 1) % record_depth;
     if (fresh_) ep_.route_turn_ = (ep_.route_turn_ + 1) % record_depth;
     check_heard();
     if (fresh_) pull_lists();
+    XCCL_TEST_POINT("dispatch.listed");
     pull_rows(slot);
+    XCCL_TEST_POINT("dispatch.pulled");
     comm_.require_trust();
     ep_.board_->finish(op_.seq);
     if (fresh_) ep_.count_load(*routing_);
+    XCCL_TEST_POINT("dispatch.finished");
     slot.leased.store(true, std::memory_order_relaxed);
     return std::make_shared<Dispatched>(
         Dispatched{routing_, std::make_shared<Lease>(ep_.memory_, slot), op_.seq, format_});

@@ -81,6 +81,7 @@ void ExpertParallel::meet(double timeout) {
                   board_offset_,
                   memory_->region().key,
                   comm_->oldest_open()};
+  XCCL_TEST_POINT("ep.made");
   std::vector<Card> cards(static_cast<size_t>(comm_->size()));
   try {
     all_gather(*comm_, &mine, cards.data(), sizeof mine, timeout, Collective::expert_parallel);
@@ -195,6 +196,7 @@ void ExpertParallel::exchange(Operation& op, const std::vector<Payload>& records
   for (uint64_t* used_by : pulled) *used_by = op.seq;
   for (int step = 1; step < comm.size(); ++step) {
     const int member = (comm.rank() + step) % comm.size();
+    XCCL_TEST_POINT("ep.posting");
     board_->post(member, op.seq, records[static_cast<size_t>(member)]);
   }
   XCCL_TEST_POINT("ep.published");
@@ -312,8 +314,9 @@ void ExpertParallel::close(const Communicator::Hold&) {
     ExpertParallel& ep;
     ~AtLast() { ep.leave(); }
   } at_last{*this};
+  XCCL_TEST_POINT("ep.closing");
   const Deadline deadline(comm_->broken() ? 0 : comm_->timeout());
-  memory_->still_pulled = !comm_->world().drain([&] { return !in_use(); }, deadline);
+  memory_->still_pulled = !comm_->drain([&] { return !in_use(); }, deadline);
 }
 
 }  // namespace xccl

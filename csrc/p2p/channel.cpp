@@ -74,12 +74,12 @@ uint64_t Channel::post(const Payload& record) {
 void Channel::put(const Payload& payload) {
   const RemoteRegion& control = group_.controls[static_cast<size_t>(member_)];
   const uint64_t slot = posted_ % layout_.ring_records, offset = peer_ring_ + slot * sizeof(Record);
-  ++posted_;
   if (control.direct) {
     auto& record = *reinterpret_cast<Record*>(control.direct + offset);
     record.payload = payload;
+    XCCL_TEST_POINT("p2p.posting");
     // seq_cst: publishes the payload and what it speaks of (release), and is step C of doorbell.hpp.
-    record.seq.store(posted_, std::memory_order_seq_cst);
+    record.seq.store(++posted_, std::memory_order_seq_cst);
     return group_.ring(member_);
   }
   if (outgoing_.empty()) outgoing_.resize(layout_.ring_records);
@@ -87,7 +87,7 @@ void Channel::put(const Payload& payload) {
   outgoing_[slot] = payload;
   const Transfer transfer{outgoing_[slot].data(), offset + offsetof(Record, payload), sizeof(Payload)};
   group_.provider->put(control, &transfer, 1);
-  group_.signal(member_, offset + offsetof(Record, seq), posted_);
+  group_.signal(member_, offset + offsetof(Record, seq), ++posted_);
 }
 
 void Channel::drain(RecordHandler& handler) {
@@ -215,6 +215,7 @@ void Channel::pump_in(RecordHandler& handler) {
       const uint64_t bytes = std::min({there, delivery.bytes - delivery.moved, area - at});
       if (bytes == 0) return;
       read(*peer_payload_, layout_.stream(self()) + at, delivery.to + delivery.moved, bytes, delivery.bytes);
+      XCCL_TEST_POINT("p2p.taken");
       consumed_ += bytes;
       delivery.moved += bytes;
     }

@@ -127,8 +127,7 @@ void PointToPoint::arrived(Channel& channel, const Payload& record) {
     case p2p_record::stands:
       return channel.count_verdict();
     case p2p_record::memory:
-      return static_cast<void>(
-          channel.peer_payload({{record[p2p_record::key0], record[p2p_record::key1]}}));
+      return static_cast<void>(channel.peer_payload({{record[p2p_record::key0], record[p2p_record::key1]}}));
   }
   fail(Status::Failure, "rank ", channel.job_rank(), " sent a record of an unknown kind");
 }
@@ -152,6 +151,13 @@ void PointToPoint::advance() noexcept {
     if (++advances_ % credit_interval == 0)
       for (const auto& one : channels_) one->publish_credits();
   });
+}
+
+// Whichever call this rank is in, perhaps one that has nothing to do with messages, others may be waiting for what it was
+// to do meanwhile. So they are told now, and this rank's own call learns of it in its next look around.
+void PointToPoint::damage(const Error& error) noexcept {
+  damaged_ = error;
+  comm_->end(Error(error).during("messages", calls_, "in the background"));
 }
 
 Error PointToPoint::current_error() {
@@ -262,9 +268,10 @@ void PointToPoint::close(const Communicator::Hold&) {
     ~AtLast() { p2p.leave(payload_is_read); }
   } at_last{*this};
   if (comm_->world().forked()) return;
+  XCCL_TEST_POINT("p2p.closing");
   if (!comm_->broken() && !damaged_) {
     const Deadline deadline(comm_->timeout());
-    comm_->world().drain(
+    comm_->drain(
         [&] {
           advance();
           return damaged_ || all_sent();
@@ -281,6 +288,7 @@ void PointToPoint::leave(bool payload_is_read) {
   closed_ = true;
   comm_->set_engine(nullptr);
   abandon_requests();
+  XCCL_TEST_POINT("p2p.abandoned");
   if (payload_is_read) return;
   if (const auto region = payload_.take()) comm_->leave_behind(*region);
 }

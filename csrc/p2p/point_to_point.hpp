@@ -155,17 +155,18 @@ class PointToPoint : public Engine, private RecordHandler {
   void sent(Request& request) override { finish(request); }
 
   void advance_channel(Channel& channel);
-  // Keeps what goes wrong for the call that asks for it; tells whether nothing did.
+  // Keeps what goes wrong for the call that asks for it, and tells the others; tells whether nothing did.
   template <class Work>
   bool attempt(Work work) noexcept {
     try {
       work();
       return true;
     } catch (...) {
-      if (!damaged_) damaged_ = current_error();
+      if (!damaged_) damage(current_error());
       return false;
     }
   }
+  void damage(const Error& error) noexcept;
   static Error current_error();  // the exception being handled
   void enter(Request& request);  // it is in a queue from here on
   void leave(Request& request);

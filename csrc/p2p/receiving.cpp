@@ -225,6 +225,7 @@ void PointToPoint::deliver_prepared(Request& request, Message& message) {
   if (message.kept) return deliver_kept(request, message);
   if (request.view && !request.view->copy) return lend(from, request, message);
   if (message.kind() == p2p_record::inlined) {
+    XCCL_TEST_POINT("p2p.unpacking");
     if (message.bytes) std::memcpy(request.data, &message.record[1], message.bytes);
     from.count_matched();
     return finish(request);
@@ -236,6 +237,7 @@ void PointToPoint::deliver_prepared(Request& request, Message& message) {
     return shared ? stream(from, request, message) : pull(from, request, message, place);
   }
   from.read(*place.region, place.offset, request.data, message.bytes, message.bytes);
+  XCCL_TEST_POINT("p2p.unbuffered");
   from.free_segment(*message.segment);
   from.count_matched();
   finish(request);
@@ -276,9 +278,11 @@ void PointToPoint::stream(Channel& from, Request& request, Message& message) {
   from.expect({id, request.data, message.bytes, 0, &request, nullptr});
   XCCL_TEST_POINT("p2p.granting");
   from.post({p2p_record::make_head(p2p_record::grant, message.tag), message.bytes, id});
+  XCCL_TEST_POINT("p2p.granted");
 }
 
 void PointToPoint::pull(Channel& from, Request& request, Message& message, const Place& place) {
+  XCCL_TEST_POINT("p2p.pulling");
   from.read(*place.region, place.offset, request.data, message.bytes, message.bytes);
   XCCL_TEST_POINT("p2p.pulled");
   // Who failed may have freed its array while this rank was reading: it raised the alarm before.
@@ -286,7 +290,7 @@ void PointToPoint::pull(Channel& from, Request& request, Message& message, const
   const uint64_t id = message.record[p2p_record::id];
   const uint64_t answer =
       from.post({p2p_record::make_head(p2p_record::done, message.tag), message.bytes, id});
-  XCCL_TEST_POINT("p2p.answered");
+  XCCL_TEST_POINT("p2p.done");
   if (from.flushed() && !from.in_doubt() && from.settling.empty()) return finish(request);
   request.state = Request::State::moving;
   from.settling.push_back({id, request.data, message.bytes, message.bytes, &request, nullptr, answer});
@@ -294,6 +298,7 @@ void PointToPoint::pull(Channel& from, Request& request, Message& message, const
 
 void PointToPoint::lend(Channel& from, Request& request, Message& message) {
   View& view = *request.view;
+  XCCL_TEST_POINT("p2p.lending");
   views_.push_back(request.view);
   busy_.fetch_add(1, std::memory_order_relaxed);
   if (!message.is_offer()) {
@@ -304,6 +309,7 @@ void PointToPoint::lend(Channel& from, Request& request, Message& message) {
   const uint64_t id = message.record[p2p_record::id];
   view.offer = id;
   from.post({p2p_record::make_head(p2p_record::claim, message.tag), message.bytes, id});
+  XCCL_TEST_POINT("p2p.lent");
   if (from.flushed() && !from.in_doubt() && from.settling.empty()) return finish(request);
   request.state = Request::State::moving;
   from.settling.push_back({id, nullptr, message.bytes, message.bytes, &request, nullptr});
@@ -316,6 +322,7 @@ void PointToPoint::return_views() {
   });
   for (auto one = returned; one != views_.end(); ++one) {
     Channel& from = channel((*one)->info.source);
+    XCCL_TEST_POINT("p2p.returning");
     if ((*one)->segment) from.free_segment(*(*one)->segment);
     if ((*one)->offer)
       from.post({p2p_record::make_head(p2p_record::done, 0), (*one)->info.bytes, *(*one)->offer});
@@ -367,6 +374,7 @@ bool PointToPoint::resolve(Channel& from) {
 }
 
 void PointToPoint::take_back(Channel& from, uint64_t id) {
+  XCCL_TEST_POINT("p2p.taking_back");
   if (Message* offer = matching_.find_offer(from.member(), id)) {
     matching_.take(*offer);
     return;
@@ -391,6 +399,7 @@ void PointToPoint::take_back(Channel& from, uint64_t id) {
 void PointToPoint::give_up_receive(Request& request) {
   const bool arrived = request.finished();
   if (arrived ? request.error.has_value() : request.state != Request::State::moving) return forget(request);
+  XCCL_TEST_POINT("p2p.keeping");
   auto message = std::make_unique<Message>();
   message->source = request.info.source;
   message->tag = request.info.tag;

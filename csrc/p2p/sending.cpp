@@ -109,10 +109,12 @@ void PointToPoint::offer(Channel& to, Request& request) {
   const bool helps = place && request.waited_for && request.bytes < pulled_from;
   if (helps) to.tell_payload();
   request.id = to.next_id();
+  XCCL_TEST_POINT("p2p.offering");
   to.post({p2p_record::make_head(p2p_record::offer, request.tag), request.bytes, request.id, key.words[0],
            key.words[1], place ? place->offset : p2p_record::to_be_streamed, helps});
   request.state = Request::State::offered;
   to.offered.push_back(request);
+  XCCL_TEST_POINT("p2p.offered");
 }
 
 void PointToPoint::start_waiting(Channel& to) {
@@ -131,6 +133,7 @@ void PointToPoint::answered(Channel& from, const Payload& record) {
   Request* request = from.offered.front();
   while (request && request->id != record[p2p_record::id]) request = request->next;
   if (!request) return;  // taken back; the peer has been told, or will be
+  XCCL_TEST_POINT("p2p.answered");
   switch (p2p_record::kind_of(record[p2p_record::head])) {
     case p2p_record::claim:
       request->state = Request::State::claimed;
@@ -162,6 +165,7 @@ bool PointToPoint::withdraw_send(Request& request) {
   const bool stands = request.state != Request::State::offered;
   to.post({p2p_record::make_head(stands ? p2p_record::stands : p2p_record::withdrawn, request.tag),
            request.bytes, request.id});
+  XCCL_TEST_POINT("p2p.withdrawn");
   if (!stands) forget(request);
   return !stands;
 }

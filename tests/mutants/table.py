@@ -104,9 +104,9 @@ MUTANTS = [
         "doubt-not-looked-at",
         "a receiver completes what it has pulled without looking whether the sender has wanted it back",
         "csrc/p2p/receiving.cpp",
-        """  XCCL_TEST_POINT("p2p.answered");
+        """  XCCL_TEST_POINT("p2p.done");
   if (from.flushed() && !from.in_doubt() && from.settling.empty()) return finish(request);""",
-        """  XCCL_TEST_POINT("p2p.answered");
+        """  XCCL_TEST_POINT("p2p.done");
   if (from.flushed() && from.settling.empty()) return finish(request);""",
         NativeTest("point_to_point", says="CHECK("),
     ),

@@ -276,4 +276,64 @@ TEST("a thread that is refused has touched nothing of what the other one uses") 
   });
 }
 
+TEST("who fails to join a group says so there, where the others wait for it") {
+  static thread_local bool fails = false;
+  static std::atomic<int> joined;
+  test_point_hook = [](const char* name) {
+    if (!fails || std::string(name) != "split.connecting") return;
+    while (joined < 2) std::this_thread::yield();
+    fail(Status::OutOfMemory, "no room to join");
+  };
+  for (const bool direct : {true, false}) {
+    joined = 0;
+    test::on_ranks(3, test::local_config(direct), [](Communicator& comm, const auto& whole) {
+      fails = comm.rank() == 1;
+      if (fails) {
+        CHECK_THROWS(split(whole, 0, 0), Status::OutOfMemory);
+        return;
+      }
+      const auto group = split(whole, 0, 0);
+      ++joined;
+      const Error error = CHECK_THROWS(barrier(*group), Status::PeerFailed);
+      CHECK(error.ranks == std::vector<int>{1});
+      CHECK(error.message.find("no room to join") != std::string::npos);
+    });
+  }
+  test_point_hook = nullptr;
+}
+
+TEST("a close does not wait for a rank that has given up because of a third") {
+  static std::atomic<int> done;
+  static std::atomic<bool> gone, closed;
+  static thread_local bool waits = false;
+  test_point_hook = [](const char* name) {
+    while (waits && std::string(name) == "exchange.pulled" && !gone) std::this_thread::yield();
+  };
+  done = 0;
+  gone = closed = false;
+  Config config = test::local_config(true);
+  config.timeout = 3600;  // so that what waits for the deadline does not end
+  test::on_ranks(3, config, [](Communicator& comm, const auto&) {
+    waits = comm.rank() == 1;
+    const int mine = comm.rank();
+    int all[3];
+    if (comm.rank() == 1) {  // it never finishes this call, and stays
+      CHECK_THROWS(all_gather(comm, &mine, all, sizeof mine), Status::PeerFailed);
+      while (!closed) std::this_thread::yield();
+      return;
+    }
+    all_gather(comm, &mine, all, sizeof mine);
+    ++done;
+    if (comm.rank() == 2) {
+      while (done < 2) std::this_thread::yield();
+      comm.abort("enough");
+      gone = true;
+      return;
+    }
+    comm.close();
+    closed = true;
+  });
+  test_point_hook = nullptr;
+}
+
 TEST_MAIN()

@@ -762,6 +762,26 @@ TEST("borrowed messages are read where they lie, and their senders go on when th
   });
 }
 
+TEST("what goes wrong in the background is told to the others, and to the call that waits meanwhile") {
+  test_point_hook = [](const char* name) {
+    if (std::strcmp(name, "p2p.returning") == 0) fail(Status::OutOfMemory, "no memory to go on");
+  };
+  on_points(2, test::local_config(true), [](PointToPoint& p2p) {
+    constexpr uint64_t bytes = 100'000;
+    Memory memory(p2p, bytes, true);
+    if (p2p.comm().rank() == 1) {
+      p2p.recv_view(0, 0)->released = true;  // whoever waits next tells the sender
+      CHECK_THROWS(barrier(p2p.comm()), Status::OutOfMemory);
+      return;
+    }
+    const auto request = p2p.isend(memory.get(), bytes, 1, 0);
+    const Error error = CHECK_THROWS(p2p.wait(*request), Status::PeerFailed);
+    CHECK(error.ranks == std::vector<int>{1});
+    CHECK(error.message.find("no memory to go on") != std::string::npos);
+  });
+  test_point_hook = nullptr;
+}
+
 TEST("a view that may not have a message's size does not get it, nor what comes instead of one taken back") {
   static std::atomic<bool> taken_back, asked;
   test_point_hook = [](const char* name) {
@@ -1009,7 +1029,7 @@ TEST("a message that was answered before its sender closed is received, though t
   for (const bool dropped : {false, true}) {
     answered = closed = false;
     test_point_hook = [](const char* name) {
-      if (std::string(name) != "p2p.answered") return;
+      if (std::string(name) != "p2p.done") return;
       answered = true;
       while (!closed) std::this_thread::yield();
     };
