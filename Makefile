@@ -8,6 +8,9 @@ PYTEST_ARGS ?=
 PEERS ?= torch impi openmpi mpich iceoryx2
 BENCH ?= bench
 DEMO_ARGS ?=
+# Of the long run: for how long, from which seed. A seed alone plays the one round that it stands for.
+SEED ?=
+MINUTES ?= $(if $(SEED)$(ROUNDS)$(TIMES),,10)
 
 BIN := $(abspath $(VENV))/bin
 PIP_INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --quiet
@@ -32,7 +35,7 @@ NO_ASLR := $(shell setarch $$(uname -m) -R true 2>/dev/null && echo setarch $$(u
 
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test native tsan asan bench lint format clean FORCE
+.PHONY: help demo test native tsan asan soak bench lint format clean FORCE
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -60,6 +63,11 @@ tsan: build/tsan/build.ninja  ## native tests under ThreadSanitizer
 asan: build/asan/build.ninja  ## native tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	cmake --build --preset asan
 	ctest --preset asan
+
+# A failure prints the line that plays its round again: make soak SEED=...; TIMES=100 for what depends on timing.
+soak: $(PACKAGE)  ## random operations and kills with checked results: make soak MINUTES=10
+	cd tests && $(BIN)/python -m soak $(if $(SEED),--seed $(SEED)) $(if $(MINUTES),--minutes $(MINUTES)) \
+	  $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(TIMES),--times $(TIMES))
 
 # Without peers: make bench PEERS=
 bench: $(PACKAGE) $(BENCH_NEEDS)  ## measurements beside other libraries, see bench/README.md
