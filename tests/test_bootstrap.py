@@ -289,7 +289,9 @@ def disturbed_rank(part, folder):
 
 def test_what_strangers_say_does_not_disturb_a_job_that_starts(processes, tmp_path):
     luck = random.Random(3)
-    head, parcel, each = a_real_hello(Part(1, 3, f"{tmp_path.name}-{os.getpid()}", "posix_shm", join, (), {}, False))
+    head, parcel, each = a_real_hello(
+        Part(1, 3, f"{tmp_path.name}-{os.getpid()}", "posix_shm", join, (), {}, False)
+    )
     assert (head[2:], each) == ((HELLO, 1, 3, 1, each), 2)
 
     def speak(running):
@@ -333,7 +335,12 @@ def wrong_answers(luck, head):
         yield HEAD.pack(magic, version, PARCELS, 0, 2, count, each) + body, 4
         yield HEAD.pack(magic, version, PARCELS, odd, 2, 2, 2) + body, 4
         yield HEAD.pack(magic, version, PARCELS, 0, 2, 2, 2) + body[: luck.randrange(80)], 4
-        yield HEAD.pack(magic, version, ERROR, odd, 2, 0, 0) + struct.pack("<I", odd % 2**32) + luck.randbytes(50), 0
+        yield (
+            HEAD.pack(magic, version, ERROR, odd, 2, 0, 0)
+            + struct.pack("<I", odd % 2**32)
+            + luck.randbytes(50),
+            0,
+        )
         yield HEAD.pack(magic, version + 1 + abs(odd) % 100, PARCELS, 0, 2, 2, 2) + body, 4
     yield b"", 0
 

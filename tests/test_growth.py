@@ -49,7 +49,11 @@ def cycles(part, count):
 @pytest.mark.timeout(3600)
 def test_nothing_grows_with_the_number_of_joins(ranks, request):
     each = max(10, request.config.getoption("--cycles") // MOMENTS)
-    moments = [ranks.run(cycles, 2, each, joins=False) for _ in range(MOMENTS)]
+    moments = []
+    for _ in range(MOMENTS):
+        found = ranks.run(cycles, 2, each, joins=False)
+        # A thread that has closed first would count what the other still has.
+        moments.append([Taken.now()] if ranks.provider == "local" else found)
     for history in zip(*moments, strict=True):
         assert len({taken.pid for taken in history}) == 1
         assert grown(history, MOST_GROWTH) == [], [*history]

@@ -191,7 +191,7 @@ class Lying : public Provider {
   std::unique_ptr<Provider> inner_;
   std::mutex mutex_;  // of all that follows
   Lies lies_;
-  const uint64_t one_in_;  // so many words is a lie
+  const uint64_t one_in_;                   // so many words is a lie
   std::deque<std::vector<uint64_t>> said_;  // what postponed puts read from
   struct Place {
     RemoteRegion region;
@@ -208,12 +208,14 @@ std::atomic<unsigned> lie_seed{0};
 
 class Rank {
  public:
-  Rank(std::shared_ptr<Communicator> comm, unsigned seed) : comm_(std::move(comm)), p2p_(comm_), plan_(seed) {}
+  Rank(std::shared_ptr<Communicator> comm, unsigned seed)
+      : comm_(std::move(comm)), p2p_(comm_), plan_(seed) {}
 
   // Random calls, the same on all ranks, until one fails; then what a user does after a failure.
   void run() {
     bool well = true;
-    for (int step = 0; step < 40 && well; ++step) well = in_time([&] { call(static_cast<int>(plan_() % 12)); });
+    for (int step = 0; step < 40 && well; ++step)
+      well = in_time([&] { call(static_cast<int>(plan_() % 12)); });
     std::shared_ptr<Communicator> rest;
     in_time([&] { rest = shrink(comm_); });
     if (rest) in_time([&] { barrier(*rest); });
@@ -251,7 +253,8 @@ class Rank {
       case 2:
         return all_to_all(*comm_, mine.data(), all.data(), bytes);
       case 3:
-        return all_gather_v(*comm_, mine.data(), bytes / 8, 8, room_in(all.data(), all.size() / 8), counts.data());
+        return all_gather_v(*comm_, mine.data(), bytes / 8, 8, room_in(all.data(), all.size() / 8),
+                            counts.data());
       case 4: {
         const std::vector<uint64_t> give(size, bytes / 8);
         return all_to_all_v(*comm_, mine.data(), give.data(), 8, room_in(all.data(), all.size() / 8),
@@ -283,7 +286,8 @@ class Rank {
 
   // The requests may outlive the call.
   void exchange(uint64_t bytes) {
-    const auto mine = std::make_shared<std::vector<std::byte>>(bytes), all = std::make_shared<std::vector<std::byte>>(bytes);
+    const auto mine = std::make_shared<std::vector<std::byte>>(bytes),
+               all = std::make_shared<std::vector<std::byte>>(bytes);
     const auto sent = p2p_.isend(mine->data(), bytes, behind(), 1, mine);
     const auto received = p2p_.irecv(all->data(), bytes, plan_() % 2 ? before() : any_source, 1, all);
     p2p_.wait(*received);
@@ -375,14 +379,14 @@ TEST("a record that is changed while its difference is looked for is an error") 
     const CommunicatorLayout layout(2, 0);
     std::byte* board = comm.group().own + comm.annex(comm.rank()) - layout.annex + layout.board;
     const int other = 1 - comm.rank();
-    auto* record =
-        reinterpret_cast<Record*>(board + cache_line + (static_cast<uint64_t>(other) * record_depth + 1) * sizeof(Record));
+    auto* record = reinterpret_cast<Record*>(
+        board + cache_line + (static_cast<uint64_t>(other) * record_depth + 1) * sizeof(Record));
     if (comm.rank() == 0)
       other_size = reinterpret_cast<std::atomic<uint64_t>*>(&record->payload[exchange_record::size]);
     std::vector<std::byte> mine(16), all(32);
-    const Error error = CHECK_THROWS(
-        all_gather(comm, mine.data(), all.data(), comm.rank() == 0 ? agreed : 16),
-        comm.rank() == 0 ? Status::Failure : Status::Mismatch);
+    const Error error =
+        CHECK_THROWS(all_gather(comm, mine.data(), all.data(), comm.rank() == 0 ? agreed : 16),
+                     comm.rank() == 0 ? Status::Failure : Status::Mismatch);
     CHECK(comm.rank() == 1 || error.message.find("changed its record") != std::string::npos);
     other_size = nullptr;
   });

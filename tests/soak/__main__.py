@@ -35,17 +35,23 @@ def main() -> int:
         left = rounds.close()
     _summary(rounds, began)
     if left and not failure:
-        failure = "soak: FAILED\n" + "\n".join(left) + f"\nreplay with: make soak SEED={base} ROUNDS={rounds.played}"
+        failure = "\n".join(
+            ["soak: FAILED", *left, f"replay with: make soak SEED={base} ROUNDS={rounds.played}"]
+        )
     print(failure or "soak: all results right, nothing left behind", flush=True)
     return 1 if failure else 0
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="soak", description=__doc__)
-    parser.add_argument("--minutes", type=float, help="how long to go on; 10, unless a seed or rounds are given")
+    parser.add_argument(
+        "--minutes", type=float, help="how long to go on; 10, unless a seed or rounds are given"
+    )
     parser.add_argument("--rounds", type=int, help="how many rounds; one, if a seed is given and no minutes")
     parser.add_argument("--seed", type=int, help="of the first round; each further one is 1 more")
-    parser.add_argument("--times", type=int, help="play the round of --seed that often, for what depends on timing")
+    parser.add_argument(
+        "--times", type=int, help="play the round of --seed that often, for what depends on timing"
+    )
     parser.add_argument("--plan", action="store_true", help="print the round of --seed, and do nothing")
     options = parser.parse_args()
     if options.seed is not None and options.seed < 0:
@@ -91,10 +97,10 @@ def _summary(rounds: Rounds, began: float) -> None:
     print(_state(rounds, began))
     for name, count in sorted(rounds.counts.items()):
         print(f"  {name:18} {count:8}")
-    if rounds.played:
-        number, first, last = rounds.oldest()
+    if history := rounds.oldest():
+        first, last = history[0], history[-1]
         print(
-            f"the oldest process after {number} rounds: memory {first.memory >> 20} -> {last.memory >> 20} MiB, "
+            f"the oldest process after {len(history)} rounds: memory {first.memory >> 20} -> {last.memory >> 20} MiB, "
             f"descriptors {first.descriptors} -> {last.descriptors}, mappings {first.mappings} -> {last.mappings}"
         )
 

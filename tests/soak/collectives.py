@@ -5,9 +5,9 @@ from __future__ import annotations
 import ml_dtypes
 import numpy as np
 import truth
-from soak.scene import Scene, expect
 
 import xccl
+from soak.scene import Scene, expect
 
 TAILS = [(), (3,), (2, 5)]  # what a row is made of
 
@@ -36,7 +36,9 @@ def all_gather(scene: Scene) -> None:
 def _rows(scene: Scene, most: int) -> list[int]:
     """How many rows somebody has for somebody; often none."""
     few = int(scene.common.integers(1, most))
-    return [int(n) for n in scene.common.integers(0, few, scene.size) * (scene.common.random(scene.size) < 0.8)]
+    return [
+        int(n) for n in scene.common.integers(0, few, scene.size) * (scene.common.random(scene.size) < 0.8)
+    ]
 
 
 def _row_type(scene: Scene) -> tuple[np.dtype, tuple[int, ...]]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import truth
-from soak.scene import Scene
 
 import xccl
+from soak.scene import Scene
 
 
 def dispatch_combine(scene: Scene) -> None:
@@ -59,9 +59,7 @@ def _tokens(scene: Scene, ep: xccl.ExpertParallel, batch: truth.Batch) -> np.nda
     return scene.placed(batch.x)
 
 
-def _check_rows(
-    scene: Scene, d: xccl.Dispatched, batches: list[truth.Batch], shape: truth.Shape
-) -> None:
+def _check_rows(scene: Scene, d: xccl.Dispatched, batches: list[truth.Batch], shape: truth.Shape) -> None:
     expected = truth.dispatched(scene.rank, batches, shape)
     scene.check(d.x, expected.x, "d.x")
     scene.check(d.counts, expected.counts, "d.counts")

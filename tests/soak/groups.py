@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from soak import collectives, experts, messages
-from soak.scene import Scene, expect
 
 import xccl
+from soak import collectives, experts, messages
+from soak.scene import Scene, expect
 
 INNER = [
     messages.sendrecv,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 
 import numpy as np
-from soak.scene import Scene, expect
 
 import xccl
+from soak.scene import Scene, expect
 
 
 def sendrecv(scene: Scene) -> None:

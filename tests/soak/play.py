@@ -14,12 +14,12 @@ from typing import Any
 
 from growth import Taken
 from ranks import Part, mark
+
+import xccl
 from soak.groups import shrink
 from soak.operations import OPERATIONS
 from soak.scene import Scene, expect
 from soak.schedule import Schedule, Step, schedule
-
-import xccl
 
 TIMEOUT_S = 60.0  # of calls that are not meant to run into theirs
 
@@ -65,6 +65,7 @@ def _take(scene: Scene, step: Step, folder: Path) -> None:
         if step.victim is None:
             OPERATIONS[step.operation](scene)
         elif step.victim == job_rank:
+            scene.comm.barrier()  # the others have done with what was before
             mark(folder, f"step-{step.number}")
             OPERATIONS[step.operation](scene)
             time.sleep(3600)  # until it is killed
@@ -82,6 +83,7 @@ def _survive(scene: Scene, step: Step) -> None:
     """The step either ends well or with the death, which is named; the next calls tell of it in any case."""
     assert step.victim is not None
     with contextlib.suppress(xccl.PeerLost):
+        scene.comm.barrier()
         OPERATIONS[step.operation](scene)
     error = expect(xccl.PeerLost, _barriers, scene.comm)
     assert error.ranks == [step.victim], f"{error!r} names {error.ranks}"

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from growth import Taken, grown
 from ranks import Part, Pool, Running, marked
+
 from soak.play import play
 from soak.schedule import Schedule, schedule
 
@@ -71,7 +72,9 @@ class Rounds:
                 if outcome.exitcode != -signal.SIGKILL:
                     wrong.append(f"rank {outcome.rank} was to be killed: {outcome.trace or outcome.exitcode}")
             elif not outcome.fine:
-                wrong.append(f"rank {outcome.rank} of {plan.size}: exit code {outcome.exitcode}\n{outcome.trace}")
+                wrong.append(
+                    f"rank {outcome.rank} of {plan.size}: exit code {outcome.exitcode}\n{outcome.trace}"
+                )
             else:
                 counts, taken = outcome.value
                 self.counts.update(counts)
@@ -93,10 +96,9 @@ class Rounds:
                 wrong += [f"process {pid}, {len(rounds)} rounds: {what}" for what in found]
         return wrong
 
-    def oldest(self) -> tuple[int, Taken, Taken]:
-        """How many rounds the process that has played most has seen; what it had after the first and the last."""
-        rounds = max(self._taken.values(), key=len)
-        return len(rounds), rounds[0], rounds[-1]
+    def oldest(self) -> list[Taken]:
+        """What the process that has played most had after each of its rounds."""
+        return max(self._taken.values(), key=len, default=[])
 
 
 def _kill(plan: Schedule, order: list[int], folder: Path, running: Running) -> None:

@@ -117,7 +117,8 @@ class Scene:
             return
         wrong = np.frombuffer(found.tobytes(), np.uint8) != np.frombuffer(expected.tobytes(), np.uint8)
         raise AssertionError(
-            f"wrong result, {described}: {int(wrong.sum())} of {wrong.size} bytes differ, the first at {int(wrong.argmax())}"
+            f"wrong result, {described}: {int(wrong.sum())} of {wrong.size} bytes differ, "
+            f"the first at {int(wrong.argmax())}"
         )
 
     def check_members(self) -> None:
