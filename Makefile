@@ -10,6 +10,9 @@ BENCH ?= bench
 DEMO_ARGS ?=
 MUTANTS ?=
 CRASH_ARGS ?=
+# Of the long run: for how long, from which seed. A seed alone plays the one round that it stands for.
+SEED ?=
+MINUTES ?= $(if $(SEED)$(ROUNDS)$(TIMES),,10)
 
 BIN := $(abspath $(VENV))/bin
 PIP_INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --quiet
@@ -34,7 +37,7 @@ NO_ASLR := $(shell setarch $$(uname -m) -R true 2>/dev/null && echo setarch $$(u
 
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test native crash-matrix tsan asan model mutants bench lint format clean FORCE
+.PHONY: help demo test native crash-matrix tsan asan soak model mutants bench lint format clean FORCE
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -74,6 +77,11 @@ model:  ## the models of the protocols and their broken variants, searched by sp
 
 mutants: $(BUILD_TOOLS)  ## ten and more mistakes, each made in a copy of the sources and caught by a test or a model
 	$(BIN)/python tests/mutants/run.py $(MUTANTS)
+
+# A failure prints the line that plays its round again: make soak SEED=...; TIMES=100 for what depends on timing.
+soak: $(PACKAGE)  ## random operations and kills with checked results: make soak MINUTES=10
+	cd tests && $(BIN)/python -m soak $(if $(SEED),--seed $(SEED)) $(if $(MINUTES),--minutes $(MINUTES)) \
+	  $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(TIMES),--times $(TIMES))
 
 # Without peers: make bench PEERS=
 bench: $(PACKAGE) $(BENCH_NEEDS)  ## measurements beside other libraries, see bench/README.md

@@ -42,6 +42,11 @@ hypothesis.settings.load_profile("xccl")
 _pool = Pool()
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Options of our own."""
+    parser.addoption("--cycles", type=int, default=200, help="how often test_growth.py joins and closes")
+
+
 @pytest.fixture(scope="session")
 def pool() -> Iterator[Pool]:
     """The processes that are ranks in turn."""

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
+import socket
+import struct
 import subprocess
 import sys
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
-from ranks import error_of, kill, mark, marked, state_of, wait_until
+from ranks import Part, error_of, kill, mark, marked, state_of, wait_until
 
 import xccl
 
@@ -219,3 +225,155 @@ def test_a_rank_that_dies_while_the_job_starts_is_lost(processes, tmp_path, vict
     assert f"rank {victim} ended while job" in str(survivor)
     # Who comes after rank 0 has gone or given up finds nobody.
     assert type(outcomes[2].value) in (xccl.PeerLost, xccl.Timeout)
+
+
+# --- Strangers speak under the job's name -----------------------------------------------------------------------------
+
+HEAD = struct.Struct("<QIIiiII")  # magic, version, kind, rank, size, parcels, descriptors each
+HELLO, PARCELS, ERROR = 1, 2, 3
+
+
+def address(job):
+    return f"\0xccl.{os.geteuid()}.{job}"
+
+
+def a_real_hello(part):
+    """What a rank says first: its head, and the bytes of its parcel with their length before them."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as host:
+        host.bind(address(part.job))
+        host.listen()
+        caller = threading.Thread(target=error_of, args=(join, part), kwargs={"startup_timeout": 5})
+        caller.start()
+        member, _ = host.accept()
+        with member:
+            said, descriptors, _, _ = socket.recv_fds(member, 1 << 16, 8)
+        caller.join()
+    for descriptor in descriptors:
+        os.close(descriptor)
+    return HEAD.unpack_from(said), said[HEAD.size :], len(descriptors)
+
+
+def wrong_hellos(luck, head, parcel):
+    """Bytes, and how many descriptors go with them; none of them could be a rank of this job."""
+    magic, version, _, _, size, _, each = head
+    for length in (1, 8, 31, 32, 33, 200, 4000):
+        yield luck.randbytes(length), 0
+    yield luck.randbytes(100), 5
+    whole = HEAD.pack(magic, version, HELLO, 1, size, 1, each) + parcel
+    for length in range(8, len(whole), 7):
+        yield whole[:length], each
+    for _ in range(30):
+        odd = luck.choice([-1, 0, 3, 7, 255, -(2**31), 2**31 - 1])
+        yield HEAD.pack(magic, version, HELLO, -abs(odd), size, 1, each) + parcel, each
+        yield HEAD.pack(magic, version, HELLO, size + abs(odd) % 1000, size, 1, each) + parcel, each
+        yield HEAD.pack(magic, version, odd % 2**32 if odd != 1 else 9, 1, size, 1, each) + parcel, each
+        yield HEAD.pack(magic, version, HELLO, 1, size, 2 + odd % 2**20, each) + parcel, each
+        yield HEAD.pack(magic, version, HELLO, 1, size, 1, each + 1 + odd % 2**20) + parcel, each
+        yield HEAD.pack(magic, version, HELLO, 1, size, 1, each) + parcel, each + 1 + odd % 5
+        yield HEAD.pack(magic, version, HELLO, 1, size, 1, each) + struct.pack("<I", 257 + odd % 2**20), each
+
+
+def disturbed_rank(part, folder):
+    """Rank 0 hosts the meeting; the others come when the strangers have spoken."""
+    if part.rank == 0:
+        mark(folder, "hosting", part.job)
+    else:
+        wait_until(lambda: marked(folder, "spoken"), "the strangers have spoken")
+    before = len(os.listdir("/proc/self/fd"))
+    with part.init() as comm:
+        comm.barrier()
+        assert comm.all_gather(np.array([comm.rank])).ravel().tolist() == [0, 1, 2]
+    del comm
+    return len(os.listdir("/proc/self/fd")) - before
+
+
+def test_what_strangers_say_does_not_disturb_a_job_that_starts(processes, tmp_path):
+    luck = random.Random(3)
+    head, parcel, each = a_real_hello(
+        Part(1, 3, f"{tmp_path.name}-{os.getpid()}", "posix_shm", join, (), {}, False)
+    )
+    assert (head[2:], each) == ((HELLO, 1, 3, 1, each), 2)
+
+    def speak(running):
+        wait_until(lambda: marked(tmp_path, "hosting"), "rank 0 is there")
+        job = (tmp_path / "hosting").read_text()
+        strangers = []
+        with open("/dev/null") as file:
+            for said, descriptors in wrong_hellos(luck, head, parcel):
+                stranger = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+                strangers.append(stranger)
+                wait_until(lambda s=stranger: s.connect_ex(address(job)) == 0, "rank 0 listens")
+                socket.send_fds(stranger, [said], [file.fileno()] * descriptors)
+                # It is told what was wrong, and dropped.
+                stranger.settimeout(20)
+                answer = HEAD.unpack_from(stranger.recv(1 << 16))
+                assert answer[2] == ERROR, (said, answer)
+                assert stranger.recv(1) == b""
+            for _ in range(3):  # these say nothing
+                silent = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+                silent.connect(address(job))
+                strangers.append(silent)
+            strangers.pop().close()
+        mark(tmp_path, "spoken")
+        while running.still_going():
+            time.sleep(0.01)
+        for stranger in strangers:
+            stranger.close()
+
+    assert processes.run(disturbed_rank, 3, tmp_path, joins=False, meanwhile=speak) == [0, 0, 0]
+
+
+def wrong_answers(luck, head):
+    """What somebody who holds the job's name may say to a rank that comes."""
+    magic, version = head[:2]
+    for length in (1, 31, 32, 100, 4000):
+        yield luck.randbytes(length), 0
+    for _ in range(20):
+        odd = luck.choice([-1, 0, 1, 3, 1000, 2**31 - 1, -(2**31)])
+        count, each = luck.choice([(odd % 2**32, 2), (2, odd % 2**32), (2, 2), (1, 2)])
+        body = b"".join(struct.pack("<I", 40) + luck.randbytes(40) for _ in range(2))
+        yield HEAD.pack(magic, version, PARCELS, 0, 2, count, each) + body, 4
+        yield HEAD.pack(magic, version, PARCELS, odd, 2, 2, 2) + body, 4
+        yield HEAD.pack(magic, version, PARCELS, 0, 2, 2, 2) + body[: luck.randrange(80)], 4
+        yield (
+            HEAD.pack(magic, version, ERROR, odd, 2, 0, 0)
+            + struct.pack("<I", odd % 2**32)
+            + luck.randbytes(50),
+            0,
+        )
+        yield HEAD.pack(magic, version + 1 + abs(odd) % 100, PARCELS, 0, 2, 2, 2) + body, 4
+    yield b"", 0
+
+
+def come_to_a_stranger(part, folder, answers):
+    """Joins again and again where a stranger hosts."""
+    found = []
+    for number in range(answers):
+        wait_until(lambda n=number: marked(folder, f"hosting-{n}"), "somebody hosts")
+        error = error_of(join, part, rank=1, size=2, job=f"{folder.name}-{number}", startup_timeout=20)
+        found.append((isinstance(error, xccl.Error), repr(error)))
+    return found
+
+
+def test_a_rank_that_comes_to_a_stranger_gets_an_error(processes, tmp_path):
+    magic_and_version = a_real_hello(
+        Part(1, 2, f"{tmp_path.name}-{os.getpid()}", "posix_shm", join, (), {}, False)
+    )[0]
+    answers = list(wrong_answers(random.Random(4), magic_and_version))
+
+    def host(running):
+        for number, (said, descriptors) in enumerate(answers):
+            with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as stranger, open("/dev/null") as file:
+                stranger.bind(address(f"{tmp_path.name}-{number}"))
+                stranger.listen()
+                mark(tmp_path, f"hosting-{number}")
+                stranger.settimeout(50)
+                guest, _ = stranger.accept()
+                with guest:
+                    guest.settimeout(50)
+                    guest.recv(1 << 16)
+                    if said:
+                        socket.send_fds(guest, [said], [file.fileno()] * descriptors)
+
+    [found] = processes.run(come_to_a_stranger, 1, tmp_path, len(answers), joins=False, meanwhile=host)
+    assert all(typed for typed, _ in found), found

@@ -200,6 +200,7 @@ std::string Exchange::agreed_difference(int member) {
 }
 
 void Exchange::raise_mismatch() {
+  XCCL_TEST_POINT("exchange.mismatch");
   // Every rank has published its record before it can have found a difference.
   for (int member = 0; member < comm_.size(); ++member)
     if (member != comm_.rank() && !arrived(member)) wait(member);
@@ -209,6 +210,8 @@ void Exchange::raise_mismatch() {
     const Payload& record = posted(member);
     if (record[call] != call_ || record[size] != size_) differ.push_back(member);
   }
+  if (differ.empty())
+    fail(Status::Failure, "a rank has changed its record after it had published it: the record is damaged");
   std::string message = difference(differ[0]);
   if (differ.size() > 1) message += text(" (", rank_list(comm_.job_ranks(differ)), " differ from this rank)");
   throw Error(Status::Mismatch, message, comm_.job_ranks(differ));

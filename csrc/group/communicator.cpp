@@ -121,8 +121,9 @@ uint64_t Communicator::seat_word(int member, uint64_t offset) {
 
 void Communicator::announce_failure(const std::string& why, RankState state) {
   auto& failure = *reinterpret_cast<FailureText*>(world_->own_control() + block_ + layout_->failure);
-  failure.length = std::min(why.size(), sizeof failure.text);
-  std::memcpy(failure.text, why.data(), failure.length);
+  const size_t length = std::min(why.size(), sizeof failure.text);
+  std::memcpy(failure.text, why.data(), length);
+  failure.length = length;
   // release: publishes the text. Those who are told next find it here.
   seat().state.store(static_cast<uint64_t>(state), std::memory_order_release);
   world_->announce_failure();
