@@ -37,7 +37,7 @@ STOPPED_S = 1.0
 
 # What the others experience, apart from "completed". What is raised names the rank, and only it.
 LOST, FAILED, CLOSED, COMPLETED = "PeerLost", "PeerFailed", "Closed", "completed"
-LATE, REFUSED = "Timeout", "Failure"
+LATE, REFUSED, MISMATCH = "Timeout", "Failure", "Mismatch"
 NOT = "cannot fail"  # nothing there can raise
 
 
@@ -106,6 +106,14 @@ def rows() -> list[Row]:
             name, 1, "exchange.published", "exchange.arrived", "exchange.pulled", "exchange.finished"
         )
     found += each("broadcast", 0, "exchange.published", "exchange.pulled")
+    found += each(
+        "disagreement",
+        1,
+        "exchange.mismatch",
+        kill=(MISMATCH, LOST),
+        stop=(MISMATCH,),
+        error=(MISMATCH, FAILED),
+    )
     found += each("all_gather lent", 1, "exchange.concluding")
     found += each("split", 1, "split.met", "split.made", "split.connecting")
 
@@ -313,7 +321,7 @@ def judge(case: Case, reports: list[Report]) -> str:
             return f"rank {rank} ended with code {report.code}"
     if case.action == "error" and f"made to fail at {row.step}" not in victim.text:
         return f"the rank made to fail says {victim.status} {victim.text!r}"
-    if case.action == "stop" and victim.status != COMPLETED:
+    if case.action == "stop" and victim.status != (MISMATCH if MISMATCH in case.expected else COMPLETED):
         return f"the stopped rank says {victim.status} {victim.text!r}"
     others = [rank for rank in range(case.size) if rank != row.victim]
     for rank in others:
@@ -388,6 +396,7 @@ and no socket is left. A cell that does not hold says so. "#2": the second time 
   tells why it fails (`Failure`). "giving #2": one rank has joined, and finds that it is alone.
 * *shrink*: "completed": in a communicator without that rank. If it goes when it has joined, the others may have it in
   the new communicator, whose first call raises the error; they shrink that.
+* *disagreement*: the rank gives another size than the others. All of them find it, that rank too.
 * *close*: the rank closes while the others wait for it in a barrier: `Closed` is its orderly end.
 * "cannot fail": nothing there raises errors.
 

@@ -141,13 +141,15 @@ def wildcard_storm(comm, plan, luck_seed, closes):
     """`plan`: (source, target, tag, words). Exact sources only if a rank `closes` after its first receives."""
     luck = random.Random(luck_seed * 10 + comm.rank)
     mine = [(i, *one) for i, one in enumerate(plan)]
-    requests = [
-        comm.isend(numbered(source, tag, i, words), target, tag)
-        for i, source, target, tag, words in mine
-        if source == comm.rank
-    ]
     coming = [(i, source, tag) for i, source, target, tag, _ in mine if target == comm.rank]
-    y, closed = np.empty(4 + len(WORDS), np.int64), []
+    y, requests, closed = np.empty(4 + len(WORDS), np.int64), [], []
+    for i, source, target, tag, words in mine:
+        if source != comm.rank:
+            continue
+        try:
+            requests.append(comm.isend(numbered(source, tag, i, words), target, tag))
+        except xccl.Closed as error:  # that rank has closed already, and the call finds it at once
+            closed.append(error.ranks)
     for received in range(len(coming)):
         if closes == comm.rank and received >= 2:
             comm.close()

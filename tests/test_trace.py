@@ -38,9 +38,12 @@ def work(comm):
         comm.iprobe(comm.rank)  # asks nobody: the other may have closed
 
 
-def events_of(path):
-    """By kind: operations, waits, and what tells of the process."""
-    events = json.loads(path.read_text())
+def events_of(path, cut=False):
+    """By kind: operations, waits, and what tells of the process. `cut`: the file may end in a half-written event."""
+    written = path.read_text()
+    if cut and not written.endswith("\n]\n"):
+        written = written.rpartition(",\n")[0] + "]"
+    events = json.loads(written)
     assert isinstance(events, list)
     told = [event for event in events if event["ph"] == "M"]
     assert {event["ph"] for event in events} <= {"M", "X"}
@@ -124,7 +127,8 @@ def test_the_trace_of_a_killed_rank_can_be_read(processes, tmp_path):
     )
     assert outcomes[1].exitcode == -signal.SIGKILL
     assert isinstance(outcomes[0].error, xccl.PeerLost)
-    operations = [events_of(tmp_path / f"t.{rank}.json")[0] for rank in range(2)]
+    # A signal that kills ends a write between two pages: the events before are there, the closing bracket is not.
+    operations = [events_of(tmp_path / f"t.{rank}.json", cut=rank == 1)[0] for rank in range(2)]
     assert len(operations[1]) > 100  # more than one write's worth
     assert operations[0][-1]["args"]["failed"] is True
     assert not any("failed" in one["args"] for one in operations[0][:-1])

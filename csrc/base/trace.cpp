@@ -172,7 +172,8 @@ void Trace::flush() noexcept {
   write();
 }
 
-// Over the bracket that ends the array, and with a new one: so the file is whole after each write.
+// Over the bracket that ends the array, and with a new one: so the file is whole after each write. A signal that kills
+// can end a write between two pages; what is missing then is the end, which the format lets viewers do without.
 void Trace::write() noexcept {
   written_at_ns_ = now_ns();
   if (kept_.empty() || forked()) return;

@@ -333,6 +333,13 @@ void reduce_scattered_v(Session& s) {
 
 void barriers(Session& s) { barrier(*s.comm); }
 
+// The rank that comes to grief is also the one that disagrees: so every error names it alone.
+void disagreeing(Session& s) {
+  const auto mine = items(s.rank(), little);
+  std::vector<int> all(little * static_cast<size_t>(s.size()));
+  all_gather(*s.comm, mine.data(), all.data(), s.rank() == 1 ? sizeof(int) : 4 * little);
+}
+
 void split_all(Session& s) {
   const auto group = split(s.comm, 0, -s.rank());  // in reversed order
   REQUIRE(group->size() == s.size() && group->rank() == s.size() - 1 - s.rank());
@@ -412,6 +419,7 @@ const std::map<std::string, void (*)(Session&)> scenarios = {{"init", nothing},
                                                              {"detached", detached},
                                                              {"kept", kept},
                                                              {"barrier", barriers},
+                                                             {"disagreement", disagreeing},
                                                              {"all_gather", all_gathered},
                                                              {"all_gather lent", all_gathered_lent},
                                                              {"all_gather_v", all_gathered_v},
