@@ -19,6 +19,7 @@ from driver.regime import regime_between, round_trip_ns
 from xccl import _core
 
 MOST_ITERATIONS = 200_000
+MOST_LOOKS = 5  # of the length of a sample, until it is one
 SPARE = 1 << 30  # bytes of memory that are left to everything else
 
 Answers = list[dict[str, Any]]
@@ -146,13 +147,21 @@ class _Run:
         self.ready.discard(competitor.team)
 
     def _calibrated(self, competitor: Competitor) -> int:
-        """How many iterations take about as long as a sample is meant to take."""
+        """How many iterations take about as long as a sample is meant to take.
+
+        Memory that is used for the first time costs page faults: a number found then would make every sample of that
+        competitor shorter than the others', and the more of it warm-up. So the last look is one that took long enough.
+        """
         iterations = 1
         group = self._going_on(competitor.team)
-        for share in (0.05, 0.3, 1.0):
+        for share in (0.05, 0.3, *[1.0] * MOST_LOOKS):
             taken = self._busy_seconds(self._run(group, competitor, iterations, turn=0))
             wanted = self.effort.seconds * share / max(taken / iterations, 1e-9)
-            iterations = max(1, min(MOST_ITERATIONS, int(wanted)))
+            found = max(1, min(MOST_ITERATIONS, int(wanted)))
+            enough = share == 1.0 and found <= 1.5 * iterations
+            iterations = found
+            if enough:
+                break
         group.stop()
         return iterations
 
