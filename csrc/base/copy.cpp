@@ -52,8 +52,8 @@ namespace {
 // Writing past the caches takes the writer 0.03, but then the readers must go to memory, and all is slower: 64 KiB one
 // way in 6 us instead of 3. Beyond such a group it is 0.5 ns, against 0.05, and the readers gain as well: 7 us instead
 // of 40. So the writer's clock alone would mislead. (AMD Zen 4, two cores.)
-constexpr double slow = 0.2;  // ns per byte
-constexpr double cheaper = 0.7;
+constexpr float slow = 0.2F;  // ns per byte
+constexpr float cheaper = 0.7F;
 }  // namespace
 
 void LearningCopy::operator()(void* to, const void* from, uint64_t bytes) {
@@ -70,23 +70,29 @@ void LearningCopy::operator()(void* to, const void* from, uint64_t bytes) {
 }
 
 void LearningCopy::judge(uint64_t bytes, uint64_t ns) {
-  double cost = static_cast<double>(ns) / static_cast<double>(bytes);
-  if (judged_ > 0) cost = std::min(cost, 4 * cost_);  // a copy that was interrupted says nothing
-  cost_ += (cost - cost_) / ++judged_;
+  if (judged_ < costs_.size()) costs_[judged_++] = static_cast<float>(ns) / static_cast<float>(bytes);
+}
+
+// Not the mean: a copy that was interrupted says nothing.
+float LearningCopy::median_cost() {
+  const auto middle = costs_.begin() + static_cast<std::ptrdiff_t>(judged_ / 2);
+  std::nth_element(costs_.begin(), middle, costs_.begin() + static_cast<std::ptrdiff_t>(judged_));
+  return *middle;
 }
 
 void LearningCopy::next_phase() {
   const bool judged = phase_ == Phase::judging;
   if (!judged) {
-    cost_ = judged_ = 0;
+    judged_ = 0;
     return enter(Phase::judging, judged_over);
   }
+  const float cost = median_cost();
   if (!trying_other_) {
-    cost_of_better_ = cost_;
-    trying_other_ = past_ || cost_ > slow;
+    cost_of_better_ = cost;
+    trying_other_ = past_ || cost > slow;
     return trying_other_ ? enter(Phase::settling, settled_after) : enter(Phase::running, looked_at_every);
   }
-  const double past = past_ ? cost_of_better_ : cost_, through = past_ ? cost_ : cost_of_better_;
+  const float past = past_ ? cost_of_better_ : cost, through = past_ ? cost : cost_of_better_;
   past_ = through > slow && past < cheaper * through;
   trying_other_ = false;
   enter(Phase::running, tried_every);

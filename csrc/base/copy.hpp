@@ -2,6 +2,8 @@
 // Used by messages, collectives and dispatch. Not here: copying between providers (memory/provider.hpp).
 #pragma once
 
+#include <array>
+#include <cstddef>
 #include <cstdint>
 
 namespace xccl {
@@ -35,14 +37,16 @@ class LearningCopy {
   void next_phase();
   void enter(Phase phase, int64_t bytes);
   void judge(uint64_t bytes, uint64_t ns);
+  float median_cost();
 
   uint64_t worth_choosing_;
   bool past_ = false;           // the way that was found better
   bool trying_other_ = false;   // not that one, just now
   Phase phase_ = Phase::settling;
   int64_t left_ = settled_after;  // bytes of this phase
-  double cost_ = 0, cost_of_better_ = 0;  // ns per byte: of the way being judged, and of the one before
-  int judged_ = 0;
+  std::array<float, 64> costs_{};  // ns per byte: of the copies being judged
+  size_t judged_ = 0;
+  float cost_of_better_ = 0;
 
   static constexpr int64_t settled_after = 4 << 20, judged_over = 1 << 20;
   static constexpr int64_t looked_at_every = 32 << 20, tried_every = int64_t{1} << 30;  // trying costs more
