@@ -1,7 +1,5 @@
 #include "base/copy.hpp"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <cstddef>
 #include <cstring>
@@ -40,11 +38,6 @@ void finish_streams() {
 void copy_past_caches(void* to, const void* from, uint64_t bytes) {
   stream_past_caches(to, from, bytes);
   finish_streams();
-}
-
-uint64_t shared_cache_bytes() {
-  static const long found = sysconf(_SC_LEVEL3_CACHE_SIZE);
-  return found > 0 ? static_cast<uint64_t>(found) : uint64_t{32} << 20;
 }
 
 namespace {

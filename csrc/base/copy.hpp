@@ -16,9 +16,6 @@ void copy_past_caches(void* to, const void* from, uint64_t bytes);
 void stream_past_caches(void* to, const void* from, uint64_t bytes);
 void finish_streams();
 
-// The last level of cache, which cores near each other share.
-uint64_t shared_cache_bytes();
-
 // Copies by the way that costs less, which it learns from the clock. Lines that another core has read must be taken
 // from its cache before they are written. That is fast within a group of cores that share a cache, and several times
 // slower beyond (other groups, other sockets), where writing past the caches costs the same as ever. Where the ranks

@@ -292,6 +292,22 @@ uint64_t physical_memory() {
   return pages > 0 && page_bytes > 0 ? static_cast<uint64_t>(pages) * static_cast<uint64_t>(page_bytes) : 0;
 }
 
+// Not sysconf(_SC_LEVEL3_CACHE_SIZE): on virtual machines it tells of all caches of a socket, 320 MiB for 32 seen.
+uint64_t shared_cache_bytes() {
+  static const uint64_t found = [] {
+    uint64_t bytes = uint64_t{32} << 20;
+    for (int index = 0; index < 8; ++index) {  // from the first level on
+      const std::string line = read_line("/sys/devices/system/cpu/cpu0/cache/index" + std::to_string(index) + "/size");
+      char unit = 0;
+      unsigned long long size = 0;
+      if (std::sscanf(line.c_str(), "%llu%c", &size, &unit) == 2 && size > 0)
+        bytes = size << (unit == 'M' ? 20 : 10);
+    }
+    return bytes;
+  }();
+  return found;
+}
+
 std::string huge_page_policy() {
   const std::string folder = "/sys/kernel/mm/transparent_hugepage/";
   const std::string shared = read_line(folder + "shmem_enabled");

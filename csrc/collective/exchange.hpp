@@ -17,6 +17,7 @@
 #include <string>
 #include <vector>
 
+#include "base/machine.hpp"
 #include "base/test_point.hpp"
 #include "collective/exchange_layout.hpp"
 #include "group/communicator.hpp"

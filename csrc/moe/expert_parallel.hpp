@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "base/copy.hpp"
+#include "base/machine.hpp"
 #include "group/communicator.hpp"
 #include "kernels/kernels.hpp"
 #include "moe/ep_memory.hpp"

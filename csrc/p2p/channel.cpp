@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "base/machine.hpp"
 #include "base/test_point.hpp"
 
 namespace xccl {
