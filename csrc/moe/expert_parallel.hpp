@@ -105,9 +105,9 @@ class ExpertParallel {
   void require_in_region(int member, uint64_t offset, uint64_t bytes) const;
   ResultSlot& free_result();
   // What all ranks write together either may stay in the caches for who reads it next, or would only push other things
-  // out.
+  // out: the tokens that it is made of need their place as well.
   bool past_caches(uint64_t bytes) const {
-    return bytes * static_cast<uint64_t>(comm_->size()) > shared_cache_bytes();
+    return bytes * static_cast<uint64_t>(comm_->size()) > shared_cache_bytes() / 2;
   }
 
   std::shared_ptr<Communicator> comm_;
