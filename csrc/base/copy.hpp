@@ -37,10 +37,10 @@ class LearningCopy {
   float median_cost();
 
   uint64_t worth_choosing_;
-  bool past_ = false;           // the way that was found better
-  bool trying_other_ = false;   // not that one, just now
+  bool past_ = false;          // the way that was found better
+  bool trying_other_ = false;  // not that one, just now
   Phase phase_ = Phase::settling;
-  int64_t left_ = settled_after;  // bytes of this phase
+  int64_t left_ = settled_after;   // bytes of this phase
   std::array<float, 64> costs_{};  // ns per byte: of the copies being judged
   size_t judged_ = 0;
   float cost_of_better_ = 0;

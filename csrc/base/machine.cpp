@@ -297,7 +297,8 @@ uint64_t shared_cache_bytes() {
   static const uint64_t found = [] {
     uint64_t bytes = uint64_t{32} << 20;
     for (int index = 0; index < 8; ++index) {  // from the first level on
-      const std::string line = read_line("/sys/devices/system/cpu/cpu0/cache/index" + std::to_string(index) + "/size");
+      const std::string line =
+          read_line("/sys/devices/system/cpu/cpu0/cache/index" + std::to_string(index) + "/size");
       char unit = 0;
       unsigned long long size = 0;
       if (std::sscanf(line.c_str(), "%llu%c", &size, &unit) == 2 && size > 0)

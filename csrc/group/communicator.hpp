@@ -217,8 +217,7 @@ class Communicator : public Vigil {
   }
   // The bare wait of that kind; look() is called now and then, and throws to end it. False when the deadline passed.
   // `member`: for whom, -1: nobody in particular.
-  bool poll(Operation& op, int member, const std::function<bool()>& ready,
-            const std::function<void()>& look);
+  bool poll(Operation& op, int member, const std::function<bool()>& ready, const std::function<void()>& look);
   // Neither closed nor failed nor dead, as far as it shows.
   bool running(int member) {
     return world_->flag(job_rank(member)) != PeerFlag::dead && state(member) == RankState::running;

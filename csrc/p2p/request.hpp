@@ -72,10 +72,10 @@ struct Request : Linked<Request> {
   uint64_t bytes;  // of a send; room of a receive
   const int peer;
   const int tag;
-  uint64_t order = 0;    // of posting: an earlier receive matches first
-  uint64_t arrival = 0;  // of the message that it has met
-  uint64_t id = 0;       // of an offer, on its channel
-  uint64_t moved = 0;    // bytes streamed so far
+  uint64_t order = 0;       // of posting: an earlier receive matches first
+  uint64_t arrival = 0;     // of the message that it has met
+  uint64_t id = 0;          // of an offer, on its channel
+  uint64_t moved = 0;       // bytes streamed so far
   bool waited_for = false;  // a send whose call does not return before it is done
   bool wants_view = false;
   ViewSize view_size;

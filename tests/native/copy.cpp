@@ -4,6 +4,7 @@
 #include <atomic>
 #include <random>
 
+#include "base/machine.hpp"
 #include "check.hpp"
 
 using namespace xccl;
