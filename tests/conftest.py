@@ -47,6 +47,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--cycles", type=int, default=200, help="how often test_growth.py joins and closes")
 
 
+def pytest_collection_finish() -> None:
+    """What has been made until here stays: without it each collection after a test would go through it all again."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="session")
 def pool() -> Iterator[Pool]:
     """The processes that are ranks in turn."""

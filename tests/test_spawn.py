@@ -64,10 +64,10 @@ def ignore_sigterm_and_fail_in_rank_1(comm):
 def learn_of_rank_1(comm, folder, provider):
     if provider != "local":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # by which ranks are ended that have not failed first
-    comm.barrier()  # so that all have come here before that signal does
-    if comm.rank == 1:
-        raise LookupError("the cause")
     try:
+        comm.barrier()  # so that all have come here before that signal does
+        if comm.rank == 1:
+            raise LookupError("the cause")
         comm.barrier()
     except xccl.Error as error:
         cause = str(error).rpartition("failed: ")[2]
