@@ -18,8 +18,11 @@ from xccl.arguments import deadline, whole
 from xccl.array import Array, as_array, as_dtype
 from xccl.communicator import Communicator
 from xccl.errors import InvalidArgument
+from xccl.pending import Pending
 
 Routing = _core.Routing
+
+_NO_TAG = -1
 
 
 class ExpertParallel:
@@ -60,6 +63,8 @@ class ExpertParallel:
         shared_experts: ids, among num_experts, of experts that get every token besides those in topk_idx, on the
             token's own rank if they have a replica there. They come after the topk in sums, in this order. Their weight
             is 1, unless weights have topk + len(shared_experts) columns.
+        token_ranks: 0: every rank has tokens and experts. n: the first n ranks have tokens and no experts, the others
+            experts and no tokens, and records go between the two only. See `DisaggregatedExperts`.
         timeout: of the making, in seconds; the communicator's if not given.
 
     Raises:
@@ -84,11 +89,12 @@ class ExpertParallel:
         *,
         placement: Sequence[Sequence[int]] | None = None,
         shared_experts: Sequence[int] = (),
+        token_ranks: int = 0,
         timeout: float | None = None,
     ) -> None:
         if not isinstance(comm, Communicator):
             raise InvalidArgument(f"comm is a {type(comm).__name__}: expected an xccl.Communicator")
-        self._dtype = _row_dtype(dtype)
+        self._dtype = row_dtype(dtype)
         _refuse_planned(self._dtype, combine_dtype)
         self.num_experts = whole("num_experts", num_experts)
         self.hidden = whole("hidden", hidden)
@@ -109,6 +115,7 @@ class ExpertParallel:
             combine_quant=_quant("combine_quant", combine_quant),
             placement=None if placement is None else _placement(placement, comm.size),
             shared_experts=self.shared_experts,
+            token_ranks=whole("token_ranks", token_ranks),
             timeout=deadline(timeout),
         )
         self.layout = layout
@@ -177,6 +184,7 @@ class ExpertParallel:
         topk_weights: Any = None,
         *,
         routing: Routing | None = None,
+        tag: int | None = None,
         timeout: float | None = None,
     ) -> Dispatched:
         """Sends every token to the ranks of its experts. Collective; one synchronisation.
@@ -188,30 +196,45 @@ class ExpertParallel:
             topk_weights: (tokens, topk) float32; with shared experts perhaps (tokens, topk + their number).
             routing: instead of the two: `d.routing` of an earlier dispatch here, for tokens that go the same way
                 again, such as gradients. All ranks give the routing of the same dispatch, or none.
+            tag: 0 to 2**31 - 1: what this is for, a layer say. Ranks that give none learn it from the others (`d.tag`).
 
         Raises:
             InvalidArgument: nothing was sent; correct the argument and call again.
             OutOfMemory: as many results are alive as `results`, or memory is short; nothing was sent. Only if it is the
                 rows received that do not fit, the communicator refuses further use.
-            Mismatch: other ranks are in another call. Timeout, PeerLost, PeerFailed, Closed: see `ranks`.
+            Mismatch: other ranks are in another call, or give another tag. Timeout, PeerLost, PeerFailed, Closed: see
+                `ranks`.
         """
-        rows = as_array("x", x)
-        if (routing is None) != (topk_idx is not None and topk_weights is not None) or (
-            routing is not None and not (topk_idx is None and topk_weights is None)
-        ):
-            raise InvalidArgument("dispatch takes either topk_idx and topk_weights, or routing=")
-        if not (routing is None or isinstance(routing, Routing)):
-            raise InvalidArgument(
-                f"routing is a {type(routing).__name__}: expected d.routing of an earlier dispatch"
-            )
-        native = self._native.dispatch(
-            rows,
-            None if topk_idx is None else _expert_ids(topk_idx),
-            None if topk_weights is None else self._weights("topk_weights", topk_weights),
-            routing,
-            deadline(timeout),
+        arguments = self._dispatch_arguments(x, topk_idx, topk_weights, routing, tag)
+        return Dispatched(self, self._native.dispatch(*arguments, deadline(timeout)))
+
+    def dispatch_async(
+        self,
+        x: Any,
+        topk_idx: Any = None,
+        topk_weights: Any = None,
+        *,
+        routing: Routing | None = None,
+        tag: int | None = None,
+        timeout: float | None = None,
+    ) -> Pending[Dispatched]:
+        """The first half of `dispatch`: publishes what others need of this rank, and waits for nobody's.
+
+        `wait()` of what it returns gives what dispatch gives: it waits for the others' halves and pulls. In between the
+        others can pull from here, and this rank may compute, send messages, and use other objects, another
+        ExpertParallel among them; this one takes no other call until it has been waited for (InvalidArgument). x must
+        stay as it is until then.
+
+        Args and errors as of `dispatch`; `timeout` is of this half, which waits, rarely, for memory that is still read.
+        """
+        arguments = self._dispatch_arguments(x, topk_idx, topk_weights, routing, tag)
+        self._native.start_dispatch(*arguments, deadline(timeout))
+        return Pending(
+            "dispatch",
+            self._native,
+            lambda timeout: Dispatched(self, self._native.finish_dispatch(timeout)),
+            arguments,
         )
-        return Dispatched(self, native)
 
     def combine(
         self,
@@ -238,21 +261,64 @@ class ExpertParallel:
 
         Raises: as `dispatch`.
         """
+        arguments = self._combine_arguments(rows, d, weights, out)
+        self._native.combine(*arguments, deadline(timeout))
+        return arguments[-1]
+
+    def combine_async(
+        self,
+        rows: Any,
+        d: Dispatched,
+        *,
+        weights: Any = None,
+        out: np.ndarray[Any, Any] | None = None,
+        timeout: float | None = None,
+    ) -> Pending[np.ndarray[Any, Any]]:
+        """The first half of `combine`: publishes the experts' results, and waits for nobody's.
+
+        `wait()` of what it returns gives the sums. Otherwise as `dispatch_async`; rows, weights and out must stay as
+        they are until then. d may be released before.
+        """
+        arguments = self._combine_arguments(rows, d, weights, out)
+        self._native.start_combine(*arguments, deadline(timeout))
+
+        def finish(timeout: float) -> np.ndarray[Any, Any]:
+            self._native.finish_combine(timeout)
+            return arguments[-1]
+
+        return Pending("combine", self._native, finish, arguments)
+
+    def _dispatch_arguments(
+        self, x: Any, topk_idx: Any, topk_weights: Any, routing: Routing | None, tag: int | None
+    ) -> tuple[Any, Any, Any, Routing | None, int]:
+        rows = as_array("x", x)
+        if (routing is None) != (topk_idx is not None and topk_weights is not None) or (
+            routing is not None and not (topk_idx is None and topk_weights is None)
+        ):
+            raise InvalidArgument("dispatch takes either topk_idx and topk_weights, or routing=")
+        if not (routing is None or isinstance(routing, Routing)):
+            raise InvalidArgument(
+                f"routing is a {type(routing).__name__}: expected d.routing of an earlier dispatch"
+            )
+        return (
+            rows,
+            None if topk_idx is None else expert_ids(topk_idx),
+            None if topk_weights is None else self._weights("topk_weights", topk_weights),
+            routing,
+            _NO_TAG if tag is None else whole("tag", tag, 0),
+        )
+
+    def _combine_arguments(
+        self, rows: Any, d: Dispatched, weights: Any, out: np.ndarray[Any, Any] | None
+    ) -> tuple[Any, _core.Dispatched, Any, np.ndarray[Any, Any]]:
         if not isinstance(d, Dispatched):
             raise InvalidArgument(f"d is a {type(d).__name__}: expected the result of a dispatch")
-        tokens = d.routing.num_tokens
         if out is None:
-            out = np.empty((tokens, self.hidden), self._dtype).view(Array)
+            out = np.empty((d.routing.num_tokens, self.hidden), self._dtype).view(Array)
         elif not isinstance(out, np.ndarray):
             raise InvalidArgument(f"out is a {type(out).__name__}: expected a numpy array")
-        self._native.combine(
-            as_array("rows", rows),
-            d._native,
-            None if weights is None else self._weights("weights", weights),
-            out,
-            deadline(timeout),
-        )
-        return out
+        given = None if weights is None else self._weights("weights", weights)
+        return as_array("rows", rows), d._native, given, out
 
     def _weights(self, name: str, weights: Any) -> np.ndarray[Any, Any]:
         """As the core takes them: shared experts have a column each, of ones if it is missing."""
@@ -324,7 +390,7 @@ class ExpertParallel:
         tokens = max_tokens if tokens is None else whole("tokens", tokens, 0, max_tokens)
         if rows is not None:
             rows = whole("rows", rows, 0, size * max_tokens * (topk + len(shared_experts)))
-        name = _row_dtype(dtype).name
+        name = row_dtype(dtype).name
         rows, lines = _core.plan(
             num_experts,
             hidden,
@@ -363,6 +429,8 @@ class Dispatched:
         self._ep = ep
         self._native = native
         self.routing: Routing = native.routing
+        #: what this rank, or another, has said that the dispatch is for; None if nobody has
+        self.tag: int | None = None if native.tag == _NO_TAG else native.tag
 
     @property
     def x(self) -> Array:
@@ -498,7 +566,7 @@ def _size(count: float) -> str:
     return f"{count:.1f} TiB"
 
 
-def _row_dtype(dtype: Any) -> np.dtype[Any]:
+def row_dtype(dtype: Any) -> np.dtype[Any]:
     found = as_dtype(dtype)
     if found.name not in ("float32", "float16", "bfloat16") or not found.isnative:
         raise InvalidArgument(
@@ -507,7 +575,7 @@ def _row_dtype(dtype: Any) -> np.dtype[Any]:
     return found
 
 
-def _expert_ids(topk_idx: Any) -> np.ndarray[Any, Any]:
+def expert_ids(topk_idx: Any) -> np.ndarray[Any, Any]:
     ids = as_array("topk_idx", topk_idx)
     if ids.dtype not in (np.int32, np.int64):
         raise InvalidArgument(f"topk_idx has dtype {ids.dtype}: expected int32 or int64")

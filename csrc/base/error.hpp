@@ -29,6 +29,7 @@ class Error : public std::exception {
   uint64_t seq = 0;   // which call of that operation, from 1
   std::string phase;  // "" when not known
   std::vector<int> ranks;
+  bool seen_by_all = true;  // of a Mismatch: every rank finds it by itself, so nobody need be told
 
  private:
   std::string full_;

@@ -250,9 +250,11 @@ void Communicator::end(const Error& cause) {
       // The source tells it too; but all must know before this rank's caller touches what others pull.
       for (const int rank : cause.ranks) world_->relay(rank);
       return;
-    case Status::Mismatch:  // who disagrees with one rank sees it in that rank's own record
-    case Status::Closed:    // and who needs a rank that has closed finds out by itself
+    case Status::Closed:  // who needs a rank that has closed finds out by itself
       return;
+    case Status::Mismatch:  // who disagrees with one rank sees it in that rank's own record
+      if (cause.seen_by_all) return;
+      [[fallthrough]];
     default:
       announce_failure(cause.what(), RankState::failed);
   }

@@ -7,38 +7,49 @@
 
 namespace xccl {
 
-class CombineCall {
+class CombineCall : public EpCall {
  public:
-  CombineCall(ExpertParallel& ep, Operation& op, Dispatched& result, const float* weights)
+  CombineCall(ExpertParallel& ep, const void* rows, const Dispatched& result, const float* weights, void* y)
       : ep_(ep),
-        op_(op),
         comm_(*ep.comm_),
         format_(ep.shape_.combine_format()),
-        slot_(result.lease->slot()),
-        routing_(*result.routing),
+        lease_(result.lease),
+        slot_(lease_->slot()),
+        kept_(result.routing),
+        routing_(*kept_),
         dispatch_(result.number),
-        weights_(weights ? weights : routing_.weights.data()) {}
+        weights_(weights ? weights : routing_.weights.data()),
+        rows_(static_cast<const std::byte*>(rows)),
+        y_(static_cast<std::byte*>(y)) {}
 
-  void run(const void* rows, void* y) {
-    op_.phase("staging");
-    op_.moves(routing_.rows() * row_bytes());
-    const uint64_t where = stage(static_cast<const std::byte*>(rows));
+  void start(Operation& op) override {
+    op_ = &op;
+    op.phase("staging");
+    op.moves(routing_.rows() * row_bytes());
+    const uint64_t where = stage(rows_);
     const uint64_t bases = write_bases();
     XCCL_TEST_POINT("combine.staged");
-    ep_.exchange(op_, records(where, bases), {&slot_.used_by, &bases_used_by()});
+    const std::vector<Payload> published = records(where, bases);
+    mine_ = published[static_cast<size_t>(comm_.rank())];
+    ep_.publish(op, published, {&slot_.used_by, &bases_used_by()});
     ep_.bases_turn_ = (ep_.bases_turn_ + 1) % record_depth;
+  }
+
+  void finish(Operation& op) override {
+    op_ = &op;
+    ep_.hear(op, mine_);
     check_heard();
     pull_bases();
     XCCL_TEST_POINT("combine.based");
-    op_.phase("summing");
+    op.phase("summing");
     const FloatEnvironment environment;
     if (all_direct())
-      sum_direct(static_cast<std::byte*>(y));
+      sum_direct(y_);
     else
-      sum_staged(static_cast<std::byte*>(y));
+      sum_staged(y_);
     XCCL_TEST_POINT("combine.summed");
     comm_.require_trust();
-    ep_.board_->finish(op_.seq);
+    ep_.board_->finish(op.seq);
     XCCL_TEST_POINT("combine.finished");
   }
 
@@ -52,7 +63,7 @@ class CombineCall {
     if (format_.quantised()) return stage_quantised(rows);
     if (rows == slot_.x.base() && ep_.shape_.layout == RowLayout::expert) return slot_.x.offset();
     if (rows == slot_.out.base()) return slot_.out.offset();
-    ep_.await_passed(op_, slot_.used_by);
+    ep_.await_passed(*op_, slot_.used_by);
     const uint64_t bytes = routing_.rows() * row_bytes();
     slot_.out.require(bytes);
     if (bytes) std::memmove(slot_.out.base(), rows, bytes);  // the rows may be a part of this very buffer
@@ -60,7 +71,7 @@ class CombineCall {
   }
 
   uint64_t stage_quantised(const std::byte* rows) {
-    ep_.await_passed(op_, slot_.used_by);
+    ep_.await_passed(*op_, slot_.used_by);
     const uint64_t bytes = format_.bytes(routing_.rows());
     slot_.quantised.require(bytes);
     quantise_rows(ep_.kernels_, format_, rows, routing_.rows(), slot_.quantised.base(),
@@ -72,7 +83,7 @@ class CombineCall {
 
   uint64_t write_bases() {
     PulledPiece& piece = ep_.memory_->bases[ep_.bases_turn_];
-    ep_.await_passed(op_, piece.used_by);
+    ep_.await_passed(*op_, piece.used_by);
     const uint64_t bytes = 4 * routing_.row_base.size();
     piece.memory.require(bytes);
     if (bytes) std::memcpy(piece.memory.base(), routing_.row_base.data(), bytes);
@@ -112,7 +123,7 @@ class CombineCall {
 
   // Which of its rank's rows the first of this rank's for each expert is. The others follow it.
   void pull_bases() {
-    op_.phase("pulling bases");
+    op_->phase("pulling bases");
     first_of_position_.resize(static_cast<size_t>(ep_.placement_.positions()));
     for (int member = 0; member < size(); ++member) {
       if (routing_.rows_to(ep_.placement_, member) == 0) continue;
@@ -212,20 +223,24 @@ class CombineCall {
   }
 
   ExpertParallel& ep_;
-  Operation& op_;
+  Operation* op_ = nullptr;  // of the half that runs
   Communicator& comm_;
   const RowFormat format_;
+  const std::shared_ptr<Lease> lease_;  // the result may be released between the halves
   ResultSlot& slot_;
+  const std::shared_ptr<const Routing> kept_;
   const Routing& routing_;
   const uint64_t dispatch_;  // the call that made the result: the same on all ranks
   const float* weights_;
+  const std::byte* rows_;
+  std::byte* y_;
+  Payload mine_{};  // the record to this rank itself
   const RowSum sum_{ep_.kernels_, format_};
   std::vector<uint32_t> first_of_position_;  // among that rank's rows
 };
 
-void ExpertParallel::combine(const void* rows, Dispatched& result, const float* weights, void* y,
-                             double timeout) {
-  require_open();
+void ExpertParallel::check_combine(const void* rows, const Dispatched& result, const void* y) const {
+  require_idle();
   require_ours(result);
   if (shape_.layout == RowLayout::token && rows == result.lease->slot().x.base() && result.rows() > 0)
     fail(Status::InvalidArgument,
@@ -239,8 +254,31 @@ void ExpertParallel::combine(const void* rows, Dispatched& result, const float* 
   if (EpMemory::any_result_overlaps(y, bytes))
     fail(Status::InvalidArgument,
          "the output lies in the rows of a result, which other ranks may be reading; use other memory");
-  comm_->operate("combine", seq_, timeout,
-                 [&](Operation& op) { CombineCall(*this, op, result, weights).run(rows, y); });
+}
+
+void ExpertParallel::combine(const void* rows, const Dispatched& result, const float* weights, void* y,
+                             double timeout) {
+  check_combine(rows, result, y);
+  comm_->operate("combine", seq_, timeout, [&](Operation& op) {
+    CombineCall call(*this, rows, result, weights, y);
+    call.start(op);
+    call.finish(op);
+  });
+}
+
+void ExpertParallel::start_combine(const void* rows, const Dispatched& result, const float* weights, void* y,
+                                   double timeout) {
+  check_combine(rows, result, y);
+  comm_->operate("combine", seq_, timeout, [&](Operation& op) {
+    auto call = std::make_unique<CombineCall>(*this, rows, result, weights, y);
+    call->start(op);
+    pending_ = Pending{"combine", op.seq, std::move(call)};
+  });
+}
+
+void ExpertParallel::finish_combine(double timeout) {
+  finish_pending("combine", timeout);
+  pending_.reset();
 }
 
 }  // namespace xccl

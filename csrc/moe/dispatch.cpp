@@ -8,52 +8,62 @@
 
 namespace xccl {
 
-class DispatchCall {
+class DispatchCall : public EpCall {
  public:
-  DispatchCall(ExpertParallel& ep, Operation& op, const void* x, const TopK& topk,
+  DispatchCall(ExpertParallel& ep, uint64_t number, const void* x, const TopK& topk,
                std::shared_ptr<const Routing> reused)
       : ep_(ep),
-        op_(op),
         comm_(*ep.comm_),
         format_(ep.shape_.dispatch_format()),
         x_(static_cast<const std::byte*>(x)),
         tokens_(topk.tokens),
+        tag_(topk.tag),
         routing_(std::move(reused)),
         fresh_(!routing_) {
     if (!fresh_) return;
-    op_.phase("routing");
     made_ = std::make_shared<Routing>();
     made_->maker = ep.serial_;
-    made_->id = op.seq;
+    made_->id = number;
     made_->placement = ep.placements_;
     route(topk, static_cast<int>(ep.shape_.topk), ep.shape_.shared_experts, ep.placement_, comm_.rank(),
           *made_);
     routing_ = made_;
   }
 
-  std::shared_ptr<Dispatched> run() {
+  void start(Operation& op) override {
+    op_ = &op;
     ResultSlot& slot = ep_.free_result();
-    op_.phase("staging");
-    op_.moves(routing_->pairs() * row_bytes());
+    slot.leased.store(true, std::memory_order_relaxed);
+    lease_ = std::make_shared<Lease>(ep_.memory_, slot);
+    op.phase("staging");
+    op.moves(routing_->pairs() * row_bytes());
     const uint64_t where = stage();
     if (fresh_) write_lists();
     XCCL_TEST_POINT("dispatch.staged");
-    ep_.exchange(op_, records(where), pulled_);
+    const std::vector<Payload> published = records(where);
+    mine_ = published[static_cast<size_t>(rank())];
+    ep_.publish(op, published, pulled_);
     if (staged_) ep_.staging_turn_ = (ep_.staging_turn_ + 1) % record_depth;
     if (fresh_) ep_.route_turn_ = (ep_.route_turn_ + 1) % record_depth;
+  }
+
+  void finish(Operation& op) override {
+    op_ = &op;
+    ep_.hear(op, mine_);
     check_heard();
+    hear_tag();
     if (fresh_) pull_lists();
     XCCL_TEST_POINT("dispatch.listed");
-    pull_rows(slot);
+    pull_rows(lease_->slot());
     XCCL_TEST_POINT("dispatch.pulled");
     comm_.require_trust();
-    ep_.board_->finish(op_.seq);
+    ep_.board_->finish(op.seq);
     if (fresh_) ep_.count_load(*routing_);
     XCCL_TEST_POINT("dispatch.finished");
-    slot.leased.store(true, std::memory_order_relaxed);
-    return std::make_shared<Dispatched>(
-        Dispatched{routing_, std::make_shared<Lease>(ep_.memory_, slot), op_.seq, format_});
+    result_ = std::make_shared<Dispatched>(Dispatched{routing_, std::move(lease_), op.seq, format_, tag_});
   }
+
+  std::shared_ptr<Dispatched> result() { return std::move(result_); }
 
  private:
   uint64_t row_bytes() const { return format_.row_bytes(); }
@@ -72,7 +82,7 @@ class DispatchCall {
     PulledPiece& piece = ep_.memory_->staging[ep_.staging_turn_];
     if (routing_->pairs() == routing_->rows_to(ep_.placement_, rank()))
       return piece.memory.offset();  // nobody else pulls
-    ep_.await_passed(op_, piece.used_by);
+    ep_.await_passed(*op_, piece.used_by);
     const uint64_t bytes = static_cast<uint64_t>(tokens_) * row_bytes();
     piece.memory.require(bytes);
     std::memcpy(piece.memory.base(), x_, bytes);
@@ -84,7 +94,7 @@ class DispatchCall {
   // Each token once, however many ranks and experts want it. This rank's own rows are pulled from here as well.
   uint64_t stage_quantised() {
     PulledPiece& piece = ep_.memory_->staging[ep_.staging_turn_];
-    ep_.await_passed(op_, piece.used_by);
+    ep_.await_passed(*op_, piece.used_by);
     const auto tokens = static_cast<uint64_t>(tokens_);
     const uint64_t bytes = format_.bytes(tokens);
     piece.memory.require(bytes);
@@ -98,7 +108,7 @@ class DispatchCall {
   // One list per destination rank, one after the other.
   void write_lists() {
     PulledPiece& piece = ep_.memory_->route[ep_.route_turn_];
-    ep_.await_passed(op_, piece.used_by);
+    ep_.await_passed(*op_, piece.used_by);
     piece.memory.require(routing_->pairs() * sizeof(RoutedRow));
     pulled_.push_back(&piece.used_by);
     auto* const rows = reinterpret_cast<RoutedRow*>(piece.memory.base());
@@ -126,7 +136,7 @@ class DispatchCall {
       record[ep_record::kind] = fresh_ ? ep_record::dispatch : ep_record::dispatch_again;
       record[ep_record::routing] = routing_->id;
       record[ep_record::rows] = routing_->rows_to(ep_.placement_, member);
-      record[ep_record::tokens] = static_cast<uint64_t>(tokens_);
+      record[ep_record::tokens] = ep_record::with_tag(static_cast<uint64_t>(tokens_), tag_);
       record[ep_record::where] = where;
       record[ep_record::list] = fresh_ ? list_offset_[static_cast<size_t>(member)] : 0;
       record[ep_record::finished] = ep_.board_->finished();
@@ -135,6 +145,23 @@ class DispatchCall {
   }
 
   const Payload& heard(int member) const { return ep_.heard_[static_cast<size_t>(member)]; }
+  uint64_t tokens_of(int member) const { return ep_record::counted(heard(member)[ep_record::tokens]); }
+
+  // All that say what the dispatch is for mean the same.
+  void hear_tag() {
+    int from = rank();
+    for (int member = 0; member < size(); ++member) {
+      if (member != rank() && !ep_.talks_with(member)) continue;
+      const int64_t tag = ep_record::tag_of(heard(member)[ep_record::tokens]);
+      if (tag == no_tag || tag == tag_) continue;
+      if (tag_ != no_tag)
+        ep_.fail_mismatch(text("rank ", comm_.job_rank(from), " dispatches with tag=", tag_, ", rank ",
+                               comm_.job_rank(member), " with tag=", tag),
+                          {member});
+      tag_ = tag;
+      from = member;
+    }
+  }
 
   // What others say about themselves is data: it must lie within what they may say.
   void check_heard() const {
@@ -142,12 +169,13 @@ class DispatchCall {
                most_rows = most_tokens * static_cast<uint64_t>(ep_.shape_.slots());
     for (int member = 0; member < size(); ++member) {
       const Payload& record = heard(member);
-      if (record[ep_record::tokens] > most_tokens || record[ep_record::rows] > most_rows)
+      const uint64_t tokens = tokens_of(member);
+      if (tokens > most_tokens || record[ep_record::rows] > most_rows)
         fail(Status::Failure, "rank ", comm_.job_rank(member),
              " announces more than max_tokens: its record is damaged");
       if (record[ep_record::rows])
-        ep_.require_in_region(member, record[ep_record::where], format_.bytes(record[ep_record::tokens]));
-      if (!fresh_ && (record[ep_record::tokens] != routing_->tokens_of[static_cast<size_t>(member)] ||
+        ep_.require_in_region(member, record[ep_record::where], format_.bytes(tokens));
+      if (!fresh_ && (tokens != routing_->tokens_of[static_cast<size_t>(member)] ||
                       record[ep_record::rows] != routing_->rows_of[static_cast<size_t>(member)]))
         fail(Status::Failure, "rank ", comm_.job_rank(member),
              " announces other rows than the routing has: its record is damaged");
@@ -158,10 +186,10 @@ class DispatchCall {
 
   // Pulls every source's list for this rank, and from them makes the receiver's side of the routing.
   void pull_lists() {
-    op_.phase("pulling routes");
+    op_->phase("pulling routes");
     uint64_t rows = 0;
     for (int member = 0; member < size(); ++member) {
-      made_->tokens_of.push_back(heard(member)[ep_record::tokens]);
+      made_->tokens_of.push_back(tokens_of(member));
       made_->rows_of.push_back(heard(member)[ep_record::rows]);
       rows += made_->rows_of.back();
     }
@@ -234,8 +262,8 @@ class DispatchCall {
 
   // In the order of arrivals: the rows of one token one after the other, so that it is read from afar once.
   void pull_rows(ResultSlot& slot) {
-    op_.phase("pulling rows");
-    ep_.await_passed(op_, slot.used_by);
+    op_->phase("pulling rows");
+    ep_.await_passed(*op_, slot.used_by);
     const bool token_rows = ep_.shape_.layout == RowLayout::token;
     const uint64_t rows = token_rows ? routing_->tokens_here : routing_->rows();
     const uint64_t bytes = format_.bytes(rows);
@@ -257,8 +285,7 @@ class DispatchCall {
       const int source = routing_->src_rank[row];
       const auto token = static_cast<uint64_t>(routing_->src_token[row]);
       const uint64_t offset = token * row_bytes(),
-                     scales_offset =
-                         format_.scales_at(heard(source)[ep_record::tokens]) + token * format_.scale_bytes();
+                     scales_offset = format_.scales_at(tokens_of(source)) + token * format_.scale_bytes();
       if (const std::byte* base = from[static_cast<size_t>(source)]) {
         past_caches ? stream_past_caches(to, base + offset, row_bytes())
                     : ep_.copy_(to, base + offset, row_bytes());
@@ -275,25 +302,34 @@ class DispatchCall {
   }
 
   ExpertParallel& ep_;
-  Operation& op_;
+  Operation* op_ = nullptr;  // of the half that runs
   Communicator& comm_;
   const RowFormat format_;
   const std::byte* x_;  // as the format says, once it is staged
   int64_t tokens_;
+  int64_t tag_;
   std::shared_ptr<Routing> made_;  // when this call makes one
   std::shared_ptr<const Routing> routing_;
   bool fresh_;
   std::vector<uint64_t*> pulled_;  // stamps of the pieces that others pull from
   bool staged_ = false;
   std::vector<uint64_t> list_offset_;  // by member, in the region
+  Payload mine_{};                     // the record to this rank itself
+  std::shared_ptr<Lease> lease_;
+  std::shared_ptr<Dispatched> result_;
 };
 
-std::shared_ptr<Dispatched> ExpertParallel::dispatch(const void* x, const TopK& topk,
-                                                     std::shared_ptr<const Routing> routing, double timeout) {
-  require_open();
+void ExpertParallel::check_dispatch(const TopK& topk, const Routing* routing) const {
+  require_idle();
   if (topk.tokens < 0 || topk.tokens > shape_.max_tokens)
     fail(Status::InvalidArgument, "x has ", topk.tokens,
          " tokens: expected 0 to max_tokens=", shape_.max_tokens);
+  if (topk.tokens > 0 && shape_.token_ranks > 0 && comm_->rank() >= shape_.token_ranks)
+    fail(Status::InvalidArgument, "x has ", topk.tokens, " tokens: expected none on rank ", comm_->rank(),
+         ", for only the first ", shape_.token_ranks, " ranks (token_ranks) have tokens");
+  if (topk.tag < no_tag || topk.tag > highest_tag)
+    fail(Status::InvalidArgument, "tag=", topk.tag, ": expected 0 to ", highest_tag, ", or ", no_tag,
+         " for none");
   if (routing && routing->maker != serial_)
     fail(Status::InvalidArgument, "the routing was made by another ExpertParallel");
   if (routing && routing->tokens != topk.tokens)
@@ -302,9 +338,37 @@ std::shared_ptr<Dispatched> ExpertParallel::dispatch(const void* x, const TopK& 
   if (routing && routing->placement != placements_)
     fail(Status::InvalidArgument,
          "the routing was made before set_placement, and its experts may have moved; dispatch with topk_idx");
+}
+
+std::shared_ptr<Dispatched> ExpertParallel::dispatch(const void* x, const TopK& topk,
+                                                     std::shared_ptr<const Routing> routing, double timeout) {
+  check_dispatch(topk, routing.get());
   std::shared_ptr<Dispatched> result;
-  comm_->operate("dispatch", seq_, timeout,
-                 [&](Operation& op) { result = DispatchCall(*this, op, x, topk, std::move(routing)).run(); });
+  comm_->operate("dispatch", seq_, timeout, [&](Operation& op) {
+    op.phase("routing");
+    DispatchCall call(*this, op.seq, x, topk, std::move(routing));
+    call.start(op);
+    call.finish(op);
+    result = call.result();
+  });
+  return result;
+}
+
+void ExpertParallel::start_dispatch(const void* x, const TopK& topk, std::shared_ptr<const Routing> routing,
+                                    double timeout) {
+  check_dispatch(topk, routing.get());
+  comm_->operate("dispatch", seq_, timeout, [&](Operation& op) {
+    op.phase("routing");
+    auto call = std::make_unique<DispatchCall>(*this, op.seq, x, topk, std::move(routing));
+    call->start(op);
+    pending_ = Pending{"dispatch", op.seq, std::move(call)};
+  });
+}
+
+std::shared_ptr<Dispatched> ExpertParallel::finish_dispatch(double timeout) {
+  finish_pending("dispatch", timeout);
+  auto result = static_cast<DispatchCall&>(*pending_->call).result();
+  pending_.reset();
   return result;
 }
 

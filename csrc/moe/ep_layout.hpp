@@ -14,6 +14,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <numeric>
 #include <type_traits>
 #include <vector>
 
@@ -43,6 +44,9 @@ struct EpShape {
   int64_t results = 2;  // results alive at once
   Quant dispatch_quant = Quant::none, combine_quant = Quant::none;
   std::vector<int32_t> shared_experts;  // get every token, besides those that it names
+  // So many members, the first ones, have tokens and no experts, and the others experts and no tokens: records go only
+  // between the two. 0: all have both.
+  int64_t token_ranks = 0;
 
   // Experts of a token, at the most.
   int64_t slots() const { return topk + static_cast<int64_t>(shared_experts.size()); }
@@ -76,6 +80,7 @@ inline void check(const EpShape& shape, int ranks) {
   if (shape.layout != RowLayout::expert && shape.layout != RowLayout::token)
     fail(Status::InvalidArgument, "layout is ", static_cast<uint32_t>(shape.layout),
          ": expected 1 (expert) or 2 (token)");
+  require("token_ranks", shape.token_ranks, 0, ranks - 1);
   const auto require_quant = [](const char* name, Quant quant) {
     if (quant != Quant::none && quant != Quant::int8 && quant != Quant::fp8_e4m3)
       fail(Status::InvalidArgument, name, " is ", static_cast<uint32_t>(quant),
@@ -97,7 +102,14 @@ inline void check(const EpShape& shape, int ranks) {
 // The placement where none is given. InvalidArgument as of check().
 inline Placement even_placement(const EpShape& shape, int ranks) {
   check(shape, ranks);
-  return Placement(static_cast<int>(shape.num_experts), ranks);
+  const auto experts = static_cast<int>(shape.num_experts);
+  if (shape.token_ranks == 0) return Placement(experts, ranks);
+  const auto first = static_cast<size_t>(shape.token_ranks);
+  const Placement among_the_others(experts, ranks - static_cast<int>(first));
+  std::vector<int32_t> slots(first, 0), held(static_cast<size_t>(experts));
+  for (int rank = 0; rank < among_the_others.ranks(); ++rank) slots.push_back(among_the_others.count(rank));
+  std::iota(held.begin(), held.end(), 0);
+  return Placement(experts, slots, std::move(held));
 }
 
 // One row for another rank, in that rank's route list. A list is in the order (token, slot).
@@ -119,9 +131,8 @@ struct EpLayout {
 
   // The most rows a rank can be given. Experts may repeat within a token, so topk bounds the copies of a token.
   static uint64_t worst_rows(const EpShape& shape, const Placement& placement, int rank) {
-    return placement.count(rank) == 0 ? 0
-                                      : static_cast<uint64_t>(placement.ranks()) *
-                                            static_cast<uint64_t>(shape.max_tokens * shape.slots());
+    const int64_t sources = shape.token_ranks ? shape.token_ranks : placement.ranks();
+    return placement.count(rank) == 0 ? 0 : static_cast<uint64_t>(sources * shape.max_tokens * shape.slots());
   }
 
   EpLayout(const EpShape& shape, const Placement& placement, int rank) {
@@ -158,12 +169,23 @@ enum Word : size_t {
   routing,  // dispatch: id of the routing in use; combine: number of the dispatch whose result it is; set_placement:
             // digest of the placement
   rows,      // dispatch: rows for the reader; combine: rows at `where`
-  tokens,    // dispatch: rows at `where`
+  tokens,    // dispatch: rows at `where`, and the tag in the upper half: see counted()
   where,     // offset of the rows to pull
   list,      // dispatch: offset of the reader's route list; combine: of the reader's row bases
   finished,  // the writer has pulled everything up to this call
 };
 }  // namespace ep_record
 static_assert(ep_record::finished < std::tuple_size_v<Payload>);
+
+// What a dispatch is for, a layer say, told by those that have tokens to those that may not know.
+constexpr int64_t no_tag = -1, highest_tag = (int64_t{1} << 31) - 1;
+
+namespace ep_record {
+constexpr uint64_t with_tag(uint64_t count, int64_t tag) {
+  return count | static_cast<uint64_t>(tag + 1) << 32;
+}
+constexpr uint64_t counted(uint64_t word) { return word & UINT32_MAX; }
+constexpr int64_t tag_of(uint64_t word) { return static_cast<int64_t>(word >> 32) - 1; }
+}  // namespace ep_record
 
 }  // namespace xccl

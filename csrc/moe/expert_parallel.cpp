@@ -2,6 +2,7 @@
 
 #include <atomic>
 #include <cstring>
+#include <string_view>
 
 #include "base/test_point.hpp"
 #include "collective/all_gather.hpp"
@@ -11,7 +12,7 @@ namespace xccl {
 // What members tell each other when an ExpertParallel is made.
 struct ExpertParallel::Card {
   int64_t num_experts, hidden, max_tokens, topk, dtype, layout, results, dispatch_quant, combine_quant,
-      placement, shared_experts;
+      placement, shared_experts, token_ranks;
   uint64_t board_offset;
   RegionKey region;
   uint64_t oldest_open;  // all ExpertParallel objects made before this one are closed on that rank
@@ -47,6 +48,11 @@ ExpertParallel::ExpertParallel(std::shared_ptr<Communicator> comm, const EpShape
   if (placement_.ranks() != comm_->size() || placement_.experts() != shape_.num_experts)
     fail(Status::InvalidArgument, "placement is for ", placement_.ranks(), " ranks and ",
          placement_.experts(), " experts: expected ", comm_->size(), " and ", shape_.num_experts);
+  for (int member = 0; member < shape_.token_ranks; ++member)
+    if (placement_.count(member) > 0)
+      fail(Status::InvalidArgument, "placement has ", placement_.count(member), " slots for rank ", member,
+           ": expected none on the first ", shape_.token_ranks,
+           " ranks (token_ranks), which have tokens only");
   comm_->require_usable();
   memory_ = std::make_shared<EpMemory>(comm_->share_world(), shape_, placement_, comm_->rank());
   board_offset_ = comm_->world().allocate_lines(Board::bytes(comm_->size()));
@@ -78,6 +84,7 @@ void ExpertParallel::meet(double timeout) {
                   static_cast<int64_t>(shape_.combine_quant),
                   static_cast<int64_t>(placement_.digest()),
                   static_cast<int64_t>(digest_of(shape_.shared_experts)),
+                  shape_.token_ranks,
                   board_offset_,
                   memory_->region().key,
                   comm_->oldest_open()};
@@ -110,7 +117,8 @@ void ExpertParallel::require_agreement(const Card& mine, const std::vector<Card>
       {"dispatch_quant", &Card::dispatch_quant},
       {"combine_quant", &Card::combine_quant},
       {"placement", &Card::placement},
-      {"shared_experts", &Card::shared_experts}};
+      {"shared_experts", &Card::shared_experts},
+      {"token_ranks", &Card::token_ranks}};
   for (const auto& [name, field] : fields) {
     std::vector<int> differ;
     int64_t theirs = 0;
@@ -177,37 +185,83 @@ void ExpertParallel::require_in_region(int member, uint64_t offset, uint64_t byt
 bool ExpertParallel::in_use() {
   if (!board_ || comm_->world().forked()) return false;
   for (int member = 0; member < comm_->size(); ++member)
-    if (member != comm_->rank() && !board_->passed(member, seq_) && comm_->running(member)) return true;
+    if (talks_with(member) && !board_->passed(member, seq_) && comm_->running(member)) return true;
   return false;
 }
 
 void ExpertParallel::await_passed(Operation& op, uint64_t seq) {
   for (int member = 0; member < comm_->size(); ++member) {
-    if (member == comm_->rank() || board_->passed(member, seq)) continue;
+    if (!talks_with(member) || board_->passed(member, seq)) continue;
     comm_->await_remote(op, member, [&](int other) { return board_->passed(other, seq); });
   }
 }
 
-void ExpertParallel::exchange(Operation& op, const std::vector<Payload>& records,
-                              const std::vector<uint64_t*>& pulled) {
+void ExpertParallel::require_idle() const {
+  require_open();
+  if (pending_)
+    fail(Status::InvalidArgument, pending_->name, " #", pending_->seq,
+         " has been started on this ExpertParallel and not been waited for: wait for it first; another "
+         "ExpertParallel may have one of its own");
+}
+
+bool ExpertParallel::can_finish() {
+  require_open();
+  if (!pending_) fail(Status::InvalidArgument, "nothing has been started on this ExpertParallel");
+  const Communicator::Hold hold(*comm_, "test");
+  comm_->require_fine(pending_->name, pending_->seq);
+  const auto has_come = [&](int member) {
+    return !talks_with(member) || board_->arrived(member, pending_->seq);
+  };
+  const auto all_have = [&] {
+    for (int member = 0; member < comm_->size(); ++member)
+      if (!has_come(member)) return false;
+    return true;
+  };
+  if (all_have()) return true;
+  comm_->progress(false);
+  return comm_->glance(all_have, has_come);
+}
+
+void ExpertParallel::finish_pending(const char* name, double timeout) {
+  require_open();
+  if (!pending_ || std::string_view(pending_->name) != name)
+    fail(Status::InvalidArgument, "no ", name, " has been started on this ExpertParallel");
+  uint64_t before = pending_->seq - 1;
+  comm_->operate(name, before, timeout, [&](Operation& op) {
+    op.publish();  // it has been, in the first half
+    pending_->call->finish(op);
+  });
+}
+
+void ExpertParallel::publish(Operation& op, const std::vector<Payload>& records,
+                             const std::vector<uint64_t*>& pulled) {
   Communicator& comm = *comm_;
   op.phase("publishing");
   op.publish();
   for (uint64_t* used_by : pulled) *used_by = op.seq;
   for (int step = 1; step < comm.size(); ++step) {
     const int member = (comm.rank() + step) % comm.size();
+    if (!talks_with(member)) continue;
     XCCL_TEST_POINT("ep.posting");
     board_->post(member, op.seq, records[static_cast<size_t>(member)]);
+    ++records_written_;
   }
   XCCL_TEST_POINT("ep.published");
+}
+
+void ExpertParallel::hear(Operation& op, const Payload& mine) {
+  Communicator& comm = *comm_;
   op.phase("waiting");
-  comm.await_members(op, [&](int member) { return board_->arrived(member, op.seq); });
+  comm.await_members(op, [&](int member) { return !talks_with(member) || board_->arrived(member, op.seq); });
   XCCL_TEST_POINT("ep.arrived");
 
   std::vector<int> differ;
-  const Payload& mine = records[static_cast<size_t>(comm.rank())];
   for (int member = 0; member < comm.size(); ++member) {
     Payload& heard = heard_[static_cast<size_t>(member)];
+    if (member != comm.rank() && !talks_with(member)) {
+      heard = Payload{};  // no tokens, no rows
+      continue;
+    }
     heard = member == comm.rank() ? mine : board_->read(member, op.seq);
     board_->learn(member, std::min(heard[ep_record::finished], op.seq - 1));  // nobody can be further
     if (heard[ep_record::kind] != mine[ep_record::kind] ||
@@ -229,11 +283,16 @@ void ExpertParallel::exchange(Operation& op, const std::vector<Payload>& records
         return std::string("something unknown");
     }
   };
-  throw Error(Status::Mismatch,
-              text("rank ", comm.job_rank(comm.rank()), " calls ", describe(mine), ", rank ",
-                   comm.job_rank(differ[0]), " calls ", describe(heard_[static_cast<size_t>(differ[0])]),
-                   "; all ranks must make the same calls on an ExpertParallel in the same order"),
-              comm.job_ranks(differ));
+  fail_mismatch(text("rank ", comm.job_rank(comm.rank()), " calls ", describe(mine), ", rank ",
+                     comm.job_rank(differ[0]), " calls ", describe(heard_[static_cast<size_t>(differ[0])]),
+                     "; all ranks must make the same calls on an ExpertParallel in the same order"),
+                differ);
+}
+
+void ExpertParallel::fail_mismatch(const std::string& message, const std::vector<int>& members) const {
+  Error error(Status::Mismatch, message, comm_->job_ranks(members));
+  error.seen_by_all = shape_.token_ranks == 0;
+  throw error;
 }
 
 ResultSlot& ExpertParallel::free_result() {
@@ -258,14 +317,15 @@ void ExpertParallel::count_load(const Routing& routing) {
 }
 
 void ExpertParallel::set_placement(std::vector<int32_t> held, double timeout) {
-  require_open();
+  require_idle();
   Placement next = placement_.holding(std::move(held));
   comm_->operate("set_placement", seq_, timeout, [&](Operation& op) {
     Payload record{};
     record[ep_record::kind] = ep_record::set_placement;
     record[ep_record::routing] = next.digest();
     record[ep_record::finished] = board_->finished();
-    exchange(op, std::vector<Payload>(static_cast<size_t>(comm_->size()), record), {});
+    publish(op, std::vector<Payload>(static_cast<size_t>(comm_->size()), record), {});
+    hear(op, record);
     board_->finish(op.seq);
     if (next.digest() != placement_.digest()) ++placements_;
     placement_ = std::move(next);
@@ -306,6 +366,7 @@ std::byte* ExpertParallel::output_buffer(Dispatched& result, double timeout) {
 void ExpertParallel::close(const Communicator::Hold&) {
   if (closed_) return;
   closed_ = true;
+  pending_.reset();
   if (comm_->world().forked()) return;
   // Others may still pull from here in the last call. If one does not come to it in time, the memory is left to it:
   // correct in any case, only not reusable. After an error nobody knows who still comes, and nobody is waited for.

@@ -22,12 +22,22 @@ namespace xccl {
 
 class ExpertParallel;
 
+// A dispatch or combine in two halves. start() publishes what others need of this rank and waits for nobody; finish()
+// waits for what they publish, and pulls. In between the others can go on with this rank's part.
+class EpCall {
+ public:
+  virtual ~EpCall() = default;
+  virtual void start(Operation& op) = 0;
+  virtual void finish(Operation& op) = 0;
+};
+
 // What a dispatch returns: rows in the order of the layout, and the routing that made them.
 struct Dispatched {
   std::shared_ptr<const Routing> routing;
   std::shared_ptr<Lease> lease;  // null once released
   uint64_t number = 0;           // of the dispatch, on its ExpertParallel
   RowFormat format;              // of x
+  int64_t tag = no_tag;          // what others or this rank have said that it is for
   uint64_t rows() const { return routing->rows(); }
   // Of x: in layout "token" one for each token, else one for each row.
   uint64_t x_rows() const { return routing->token_row.empty() ? routing->rows() : routing->tokens_here; }
@@ -56,6 +66,8 @@ class ExpertParallel {
     return memory_;
   }
   int local_experts() const { return placement_.count(comm_->rank()); }
+  // Of the calls so far: what this rank has written into the others' segments.
+  uint64_t records_written() const { return records_written_; }
   // Tokens of this rank for each expert, in all dispatches but those with an earlier routing.
   std::vector<int64_t>& expert_load() { return load_; }
   // Collective. held: the expert in each slot, by position. What was dispatched before can still be combined, since
@@ -69,10 +81,22 @@ class ExpertParallel {
   // and then topk is not used but for its tokens.
   std::shared_ptr<Dispatched> dispatch(const void* x, const TopK& topk,
                                        std::shared_ptr<const Routing> routing, double timeout);
+  // --- The same in two halves. Between them the ExpertParallel takes no other dispatch, combine or set_placement
+  // (InvalidArgument); what was given must stay as it is, and alive. Errors of the second half are those of a call that
+  // has published: they end the communicator.
+  void start_dispatch(const void* x, const TopK& topk, std::shared_ptr<const Routing> routing,
+                      double timeout);
+  std::shared_ptr<Dispatched> finish_dispatch(double timeout);
+  void start_combine(const void* rows, const Dispatched& result, const float* weights, void* y,
+                     double timeout);
+  void finish_combine(double timeout);
+  // Whether the second half of what was started would wait for nobody. Makes progress; raises what a wait would.
+  bool can_finish();
+
   // Memory for the experts' results, (rows, hidden). Waits for pulls of an earlier combine of the same result.
   std::byte* output_buffer(Dispatched& result, double timeout);
   // rows: (result.rows(), hidden); weights: null or (tokens, slots); y: (tokens, hidden).
-  void combine(const void* rows, Dispatched& result, const float* weights, void* y, double timeout);
+  void combine(const void* rows, const Dispatched& result, const float* weights, void* y, double timeout);
 
   // Not collective: waits, within the deadline, until nobody pulls from this rank any more.
   void close() {
@@ -86,20 +110,39 @@ class ExpertParallel {
   friend class CombineCall;
   struct Card;
 
+  struct Pending {
+    const char* name;
+    uint64_t seq;
+    std::unique_ptr<EpCall> call;
+  };
+
   void require_open() const;
+  void require_idle() const;  // no call has been started and not finished
+  void check_dispatch(const TopK& topk, const Routing* routing) const;
+  void check_combine(const void* rows, const Dispatched& result, const void* y) const;
+  void finish_pending(const char* name, double timeout);
   void require_ours(const Dispatched& result) const;
   void meet(double timeout);
   void require_agreement(const Card& mine, const std::vector<Card>& cards) const;
   void connect(const std::vector<Card>& cards);
   // Gives back what this rank has in it.
   void leave();
+  // Whether records go between this rank and that one, both ways: the one pulls from the other.
+  bool talks_with(int member) const {
+    if (member == comm_->rank()) return false;
+    return shape_.token_ranks == 0 || (member < shape_.token_ranks) != (comm_->rank() < shape_.token_ranks);
+  }
+  // That ranks do not agree. Where not all hear all, some see nothing of it.
+  [[noreturn]] void fail_mismatch(const std::string& message, const std::vector<int>& members) const;
   // Whether somebody may still pull what this rank published up to the latest call.
   bool in_use();
   // Waits until everybody has pulled what call `seq` published.
   void await_passed(Operation& op, uint64_t seq);
-  // Publishes this call's records, waits for everybody's, checks that all are in the same call.
-  // `pulled`: what others pull from in this call; it is stamped once the call can no longer be taken back.
-  void exchange(Operation& op, const std::vector<Payload>& records, const std::vector<uint64_t*>& pulled);
+  // Publishes this call's records. `pulled`: what others pull from in this call; it is stamped once the call can no
+  // longer be taken back.
+  void publish(Operation& op, const std::vector<Payload>& records, const std::vector<uint64_t*>& pulled);
+  // Waits for everybody's records, and checks that all are in the same call as `mine`.
+  void hear(Operation& op, const Payload& mine);
   const RemoteRegion& peer(int member) const { return peers_[static_cast<size_t>(member)]; }
   void count_load(const Routing& routing);
   void require_in_region(int member, uint64_t offset, uint64_t bytes) const;
@@ -122,7 +165,9 @@ class ExpertParallel {
   uint64_t board_offset_ = 0;
   std::optional<Board> board_;
   std::vector<RemoteRegion> peers_;
-  uint64_t seq_ = 0;  // calls completed
+  uint64_t seq_ = 0;  // calls completed, or started
+  std::optional<Pending> pending_;
+  uint64_t records_written_ = 0;
   // Which slot of each piece comes next. All are used in turn, whatever the order of the calls.
   uint64_t input_turn_ = 0, staging_turn_ = 0, route_turn_ = 0, bases_turn_ = 0;
   uint64_t side_calls_ = 0;       // input_buffer and output_buffer, which nobody else sees

@@ -17,6 +17,7 @@ struct TopK {
   bool wide = true;                // int64
   const float* weights = nullptr;  // (tokens, slots): shared experts follow after the topk
   int64_t tokens = 0;
+  int64_t tag = -1;  // what this dispatch is for; -1: not said
 };
 
 constexpr int32_t nowhere = -1;

@@ -31,7 +31,8 @@ Quant quantisation(const char* argument, const std::optional<std::string>& name)
 EpShape make_shape(int64_t num_experts, int64_t hidden, int64_t max_tokens, int64_t topk,
                    const std::string& dtype, const std::string& layout, int64_t results,
                    const std::optional<std::string>& dispatch_quant,
-                   const std::optional<std::string>& combine_quant, std::vector<int32_t> shared_experts) {
+                   const std::optional<std::string>& combine_quant, std::vector<int32_t> shared_experts,
+                   int64_t token_ranks) {
   return EpShape{num_experts,
                  hidden,
                  max_tokens,
@@ -41,7 +42,8 @@ EpShape make_shape(int64_t num_experts, int64_t hidden, int64_t max_tokens, int6
                  results,
                  quantisation("dispatch_quant", dispatch_quant),
                  quantisation("combine_quant", combine_quant),
-                 std::move(shared_experts)};
+                 std::move(shared_experts),
+                 token_ranks};
 }
 
 // For each rank the expert in each of its slots, as Python has it.
@@ -124,11 +126,8 @@ class PyExpertParallel {
 
   PyResult dispatch(const py::array& x, const std::optional<py::array>& topk_idx,
                     const std::optional<py::array>& topk_weights, std::shared_ptr<const Routing> routing,
-                    double timeout) {
-    require_array("x", x, dtype_, {-1, shape().hidden});
-    TopK topk;
-    topk.tokens = x.shape(0);
-    if (!routing) fill(topk, *topk_idx, *topk_weights);
+                    int64_t tag, double timeout) {
+    const TopK topk = checked(x, topk_idx, topk_weights, routing.get(), tag);
     const void* rows = x.data();
     std::shared_ptr<Dispatched> result;
     {
@@ -136,6 +135,28 @@ class PyExpertParallel {
       result = native_->dispatch(rows, topk, std::move(routing), timeout);
     }
     return PyResult{result, dtype_, x_dtype_, shape().hidden};
+  }
+
+  // Python keeps the arrays until it has been waited for.
+  void start_dispatch(const py::array& x, const std::optional<py::array>& topk_idx,
+                      const std::optional<py::array>& topk_weights, std::shared_ptr<const Routing> routing,
+                      int64_t tag, double timeout) {
+    const TopK topk = checked(x, topk_idx, topk_weights, routing.get(), tag);
+    const void* rows = x.data();
+    const Blocking blocking;
+    native_->start_dispatch(rows, topk, std::move(routing), timeout);
+  }
+  PyResult finish_dispatch(double timeout) {
+    std::shared_ptr<Dispatched> result;
+    {
+      const Blocking blocking;
+      result = native_->finish_dispatch(timeout);
+    }
+    return PyResult{result, dtype_, x_dtype_, shape().hidden};
+  }
+  bool can_finish() {
+    const Blocking blocking;
+    return native_->can_finish();
   }
 
   py::array output_buffer(PyResult& d, double timeout) {
@@ -149,16 +170,23 @@ class PyExpertParallel {
 
   void combine(const py::array& rows, PyResult& d, const std::optional<py::array>& weights, py::array& out,
                double timeout) {
-    require_array("rows", rows, dtype_, {static_cast<int64_t>(d.native->rows()), shape().hidden});
-    require_array("out", out, dtype_, {d.native->routing->tokens, shape().hidden}, true);
-    if (weights)
-      require_array("weights", *weights, py::dtype::of<float>(),
-                    {d.native->routing->tokens, shape().slots()});
+    const float* w = checked(rows, d, weights, out);
     const void* from = rows.data();
-    const float* w = weights ? static_cast<const float*>(weights->data()) : nullptr;
     void* to = out.mutable_data();
     const Blocking blocking;
     native_->combine(from, *d.native, w, to, timeout);
+  }
+  void start_combine(const py::array& rows, PyResult& d, const std::optional<py::array>& weights,
+                     py::array& out, double timeout) {
+    const float* w = checked(rows, d, weights, out);
+    const void* from = rows.data();
+    void* to = out.mutable_data();
+    const Blocking blocking;
+    native_->start_combine(from, *d.native, w, to, timeout);
+  }
+  void finish_combine(double timeout) {
+    const Blocking blocking;
+    native_->finish_combine(timeout);
   }
 
   void close() {
@@ -191,9 +219,28 @@ class PyExpertParallel {
     if (reset) std::fill(load.begin(), load.end(), 0);
     return out;
   }
+  uint64_t records_written() const { return native_->records_written(); }
   const EpShape& shape() const { return native_->shape(); }
 
  private:
+  TopK checked(const py::array& x, const std::optional<py::array>& topk_idx,
+               const std::optional<py::array>& topk_weights, const Routing* routing, int64_t tag) const {
+    require_array("x", x, dtype_, {-1, shape().hidden});
+    TopK topk;
+    topk.tokens = x.shape(0);
+    topk.tag = tag;
+    if (!routing) fill(topk, *topk_idx, *topk_weights);
+    return topk;
+  }
+  // The weights, or null.
+  const float* checked(const py::array& rows, const PyResult& d, const std::optional<py::array>& weights,
+                       const py::array& out) const {
+    require_array("rows", rows, dtype_, {static_cast<int64_t>(d.native->rows()), shape().hidden});
+    require_array("out", out, dtype_, {d.native->routing->tokens, shape().hidden}, true);
+    if (!weights) return nullptr;
+    require_array("weights", *weights, py::dtype::of<float>(), {d.native->routing->tokens, shape().slots()});
+    return static_cast<const float*>(weights->data());
+  }
   void fill(TopK& topk, const py::array& idx, const py::array& weights) const {
     topk.wide = idx.dtype().equal(py::dtype::of<int64_t>());
     require_array("topk_idx", idx, topk.wide ? py::dtype::of<int64_t>() : py::dtype::of<int32_t>(),
@@ -241,6 +288,7 @@ void bind_expert_parallel(py::module_& m) {
       .def_property_readonly(
           "routing", [](const PyResult& d) { return std::const_pointer_cast<Routing>(d.native->routing); })
       .def_property_readonly("released", [](const PyResult& d) { return !d.native->lease; })
+      .def_property_readonly("tag", [](const PyResult& d) { return d.native->tag; })
       .def("rows", &PyResult::x)
       .def("scales", &PyResult::scales)
       .def("release", [](const PyResult& d) { d.native->lease.reset(); });
@@ -251,17 +299,17 @@ void bind_expert_parallel(py::module_& m) {
                        const std::string& layout, int64_t results,
                        const std::optional<std::string>& dispatch_quant,
                        const std::optional<std::string>& combine_quant, const std::optional<Slots>& placement,
-                       std::vector<int32_t> shared_experts, double timeout) {
+                       std::vector<int32_t> shared_experts, int64_t token_ranks, double timeout) {
              return std::make_unique<PyExpertParallel>(
                  std::move(comm),
                  make_shape(num_experts, hidden, max_tokens, topk, dtype, layout, results, dispatch_quant,
-                            combine_quant, std::move(shared_experts)),
+                            combine_quant, std::move(shared_experts), token_ranks),
                  placement, std::move(np_dtype), timeout);
            }),
            py::arg("comm"), py::arg("num_experts"), py::arg("hidden"), py::arg("max_tokens"), py::arg("topk"),
            py::arg("dtype"), py::arg("np_dtype"), py::arg("layout"), py::arg("results"),
            py::arg("dispatch_quant"), py::arg("combine_quant"), py::arg("placement"),
-           py::arg("shared_experts"), py::arg("timeout"))
+           py::arg("shared_experts"), py::arg("token_ranks"), py::arg("timeout"))
       .def_property_readonly("local_experts", &PyExpertParallel::local_experts)
       .def_property_readonly("placement", &PyExpertParallel::placement)
       .def("set_placement", &PyExpertParallel::set_placement, py::arg("placement"), py::arg("timeout"))
@@ -269,10 +317,18 @@ void bind_expert_parallel(py::module_& m) {
       .def_property_readonly("closed", &PyExpertParallel::closed)
       .def("input_buffer", &PyExpertParallel::input_buffer, py::arg("n"), py::arg("timeout"))
       .def("dispatch", &PyExpertParallel::dispatch, py::arg("x"), py::arg("topk_idx"),
-           py::arg("topk_weights"), py::arg("routing"), py::arg("timeout"))
+           py::arg("topk_weights"), py::arg("routing"), py::arg("tag"), py::arg("timeout"))
+      .def_property_readonly("records_written", &PyExpertParallel::records_written)
       .def("output_buffer", &PyExpertParallel::output_buffer, py::arg("d"), py::arg("timeout"))
       .def("combine", &PyExpertParallel::combine, py::arg("rows"), py::arg("d"), py::arg("weights"),
            py::arg("out"), py::arg("timeout"))
+      .def("start_dispatch", &PyExpertParallel::start_dispatch, py::arg("x"), py::arg("topk_idx"),
+           py::arg("topk_weights"), py::arg("routing"), py::arg("tag"), py::arg("timeout"))
+      .def("finish_dispatch", &PyExpertParallel::finish_dispatch, py::arg("timeout"))
+      .def("start_combine", &PyExpertParallel::start_combine, py::arg("rows"), py::arg("d"),
+           py::arg("weights"), py::arg("out"), py::arg("timeout"))
+      .def("finish_combine", &PyExpertParallel::finish_combine, py::arg("timeout"))
+      .def("can_finish", &PyExpertParallel::can_finish)
       .def("close", &PyExpertParallel::close);
 
   m.def(
@@ -283,7 +339,7 @@ void bind_expert_parallel(py::module_& m) {
          std::vector<int32_t> shared_experts, int size, int rank, uint64_t tokens,
          std::optional<uint64_t> given_rows, bool in_place) {
         const EpShape shape = make_shape(num_experts, hidden, max_tokens, topk, dtype, layout, results,
-                                         dispatch_quant, combine_quant, std::move(shared_experts));
+                                         dispatch_quant, combine_quant, std::move(shared_experts), 0);
         check(shape, size);
         const uint64_t annex = PointToPoint::annex_bytes(size);
         require_joinable(size, annex);

@@ -23,6 +23,13 @@ float value(int object, int rank, int call, int token, int i) {
 struct Case {
   int ranks, experts, hidden, tokens, topk, calls;
   bool direct;
+  int token_ranks = 0;
+
+  EpShape ep_shape() const {
+    EpShape shape{experts, hidden, tokens, topk, RowType::float32};
+    shape.token_ranks = token_ranks;
+    return shape;
+  }
 };
 
 // One rank's view of one ExpertParallel, with its own random numbers: token counts differ by rank and call.
@@ -31,7 +38,7 @@ class Player {
   Player(std::shared_ptr<Communicator> comm, const Case& shape, int object)
       : case_(shape),
         object_(object),
-        ep_(comm, {shape.experts, shape.hidden, shape.tokens, shape.topk, RowType::float32}),
+        ep_(comm, shape.ep_shape()),
         random_(static_cast<unsigned>(comm->rank() * 100 + object)) {}
 
   void play(int call) {
@@ -64,7 +71,8 @@ class Player {
 
  private:
   void make_tokens(int call) {
-    tokens_ = random_() % 3 == 0 ? 0 : static_cast<int>(random_() % static_cast<unsigned>(case_.tokens + 1));
+    const bool none = random_() % 3 == 0 || (case_.token_ranks > 0 && ep_.comm().rank() >= case_.token_ranks);
+    tokens_ = none ? 0 : static_cast<int>(random_() % static_cast<unsigned>(case_.tokens + 1));
     x_.resize(static_cast<size_t>(tokens_ * case_.hidden));
     for (int t = 0; t < tokens_; ++t)
       for (int i = 0; i < case_.hidden; ++i)
@@ -112,7 +120,7 @@ void play(const Case& shape) {
                    Player first(comm, shape, 0);
                    Player second(comm,
                                  {shape.ranks, shape.experts + 1, shape.hidden + 3, shape.tokens, shape.topk,
-                                  shape.calls, shape.direct},
+                                  shape.calls, shape.direct, shape.token_ranks},
                                  1);
                    for (int call = 0; call < shape.calls; ++call) {
                      first.play(call);
@@ -137,7 +145,10 @@ TEST("rows stay right when ranks sleep between publishing and pulling") {
     thread_local std::mt19937 random(std::random_device{}());
     if (random() % 20 == 0) std::this_thread::sleep_for(std::chrono::microseconds(random() % 3000));
   };
-  for (const bool direct : {true, false}) play({4, 6, 16, 9, 3, 60, direct});
+  for (const bool direct : {true, false}) {
+    play({4, 6, 16, 9, 3, 60, direct});
+    for (const int token_ranks : {1, 2, 4}) play({5, 7, 16, 9, 3, 30, direct, token_ranks});
+  }
   test_point_hook = nullptr;
 }
 
