@@ -22,6 +22,7 @@ from xccl import eplb
 from xccl.array import Array
 from xccl.c_library import get_cmake_dir, get_include, get_lib, get_pkgconfig_dir
 from xccl.communicator import Communicator, init
+from xccl.disaggregated import DisaggregatedExperts
 from xccl.errors import (
     Closed,
     Error,
@@ -43,6 +44,7 @@ __all__ = [
     "Array",
     "Closed",
     "Communicator",
+    "DisaggregatedExperts",
     "Dispatched",
     "Error",
     "ExpertParallel",
