@@ -127,10 +127,8 @@ class CombineCall : public EpCall {
     first_of_position_.resize(static_cast<size_t>(ep_.placement_.positions()));
     for (int member = 0; member < size(); ++member) {
       if (routing_.rows_to(ep_.placement_, member) == 0) continue;
-      const Transfer transfer{&first_of_position_[static_cast<size_t>(ep_.placement_.first(member))],
-                              heard(member)[ep_record::list],
-                              4 * static_cast<uint64_t>(ep_.placement_.count(member))};
-      comm_.world().provider().get(ep_.peer(member), &transfer, 1);
+      ep_.pull(member, &first_of_position_[static_cast<size_t>(ep_.placement_.first(member))],
+               heard(member)[ep_record::list], 4 * static_cast<uint64_t>(ep_.placement_.count(member)));
     }
     comm_.world().provider().quiet();
     for (size_t position = 0; position < first_of_position_.size(); ++position) {

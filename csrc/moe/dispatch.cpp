@@ -197,8 +197,7 @@ class DispatchCall : public EpCall {
     RoutedRow* to = ep_.lists_.data();
     for (int member = 0; member < size(); ++member) {
       const uint64_t length = made_->rows_of[static_cast<size_t>(member)];
-      const Transfer transfer{to, heard(member)[ep_record::list], length * sizeof(RoutedRow)};
-      comm_.world().provider().get(ep_.peer(member), &transfer, 1);
+      ep_.pull(member, to, heard(member)[ep_record::list], length * sizeof(RoutedRow));
       to += length;
     }
     comm_.world().provider().quiet();

@@ -190,10 +190,12 @@ bool ExpertParallel::in_use() {
 }
 
 void ExpertParallel::await_passed(Operation& op, uint64_t seq) {
+  if (seq <= passed_by_all_) return;
   for (int member = 0; member < comm_->size(); ++member) {
     if (!talks_with(member) || board_->passed(member, seq)) continue;
     comm_->await_remote(op, member, [&](int other) { return board_->passed(other, seq); });
   }
+  passed_by_all_ = seq;
 }
 
 void ExpertParallel::require_idle() const {
@@ -256,6 +258,7 @@ void ExpertParallel::hear(Operation& op, const Payload& mine) {
   XCCL_TEST_POINT("ep.arrived");
 
   std::vector<int> differ;
+  uint64_t passed = op.seq - 1;
   for (int member = 0; member < comm.size(); ++member) {
     Payload& heard = heard_[static_cast<size_t>(member)];
     if (member != comm.rank() && !talks_with(member)) {
@@ -263,11 +266,14 @@ void ExpertParallel::hear(Operation& op, const Payload& mine) {
       continue;
     }
     heard = member == comm.rank() ? mine : board_->read(member, op.seq);
-    board_->learn(member, std::min(heard[ep_record::finished], op.seq - 1));  // nobody can be further
+    const uint64_t finished = std::min(heard[ep_record::finished], op.seq - 1);  // nobody can be further
+    board_->learn(member, finished);
+    passed = std::min(passed, finished);
     if (heard[ep_record::kind] != mine[ep_record::kind] ||
         heard[ep_record::routing] != mine[ep_record::routing])
       differ.push_back(member);
   }
+  passed_by_all_ = std::max(passed_by_all_, passed);
   if (differ.empty()) return;
   const auto describe = [](const Payload& record) {
     switch (record[ep_record::kind]) {

@@ -7,6 +7,7 @@
 // In steady state that is known from the records of the call before, so it costs no wait.
 #pragma once
 
+#include <cstring>
 #include <memory>
 #include <optional>
 #include <vector>
@@ -144,6 +145,16 @@ class ExpertParallel {
   // Waits for everybody's records, and checks that all are in the same call as `mine`.
   void hear(Operation& op, const Payload& mine);
   const RemoteRegion& peer(int member) const { return peers_[static_cast<size_t>(member)]; }
+  // A little of what a member has published, there after the next quiet(). Its place has been checked.
+  void pull(int member, void* to, uint64_t offset, uint64_t bytes) {
+    const RemoteRegion& from = peer(member);
+    if (from.direct) {
+      if (bytes) std::memcpy(to, from.direct + offset, bytes);
+      return;
+    }
+    const Transfer transfer{to, offset, bytes};
+    comm_->world().provider().get(from, &transfer, 1);
+  }
   void count_load(const Routing& routing);
   void require_in_region(int member, uint64_t offset, uint64_t bytes) const;
   ResultSlot& free_result();
@@ -168,6 +179,7 @@ class ExpertParallel {
   uint64_t seq_ = 0;  // calls completed, or started
   std::optional<Pending> pending_;
   uint64_t records_written_ = 0;
+  uint64_t passed_by_all_ = 0;  // everybody has pulled what calls up to this one published
   // Which slot of each piece comes next. All are used in turn, whatever the order of the calls.
   uint64_t input_turn_ = 0, staging_turn_ = 0, route_turn_ = 0, bases_turn_ = 0;
   uint64_t side_calls_ = 0;       // input_buffer and output_buffer, which nobody else sees
