@@ -248,7 +248,7 @@ WRONG = {
     "too few living slots": (lambda: eplb.rebalance([1, 2], [1, 1], dead_ranks=[1]), "1 slots"),
     "no such rank": (lambda: eplb.rebalance([1], [1], dead_ranks=[1]), "dead_ranks=1"),
     "no such expert": (lambda: eplb.rebalance([1], current=[[1]]), "rank 0 has expert 1 in slot 0"),
-    "a part of an expert": (lambda: eplb.rebalance([1, 1], current=[[0.5, 1]]), "current=0.5"),
+    "a part of an expert": (lambda: eplb.rebalance([1, 1], current=[[0.5, 1]]), "current of rank 0=0.5"),
     "negative load": (lambda: eplb.rebalance([1, -1], [2]), "negative"),
     "load that is no number": (lambda: eplb.rebalance([1, np.nan], [2]), "not finite"),
     "words": (lambda: eplb.rebalance(["many", "few"], [2]), "load"),

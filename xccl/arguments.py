@@ -1,6 +1,6 @@
 """Checks of arguments that several calls share. Each raises InvalidArgument, naming the argument and what was expected.
 
-Used by communicator.py, collectives.py and expert_parallel.py. Not here: taking arrays (array.py).
+Used by the files beside it, by eplb/ and by launch/. Not here: taking arrays (array.py).
 """
 
 from __future__ import annotations
@@ -36,6 +36,20 @@ def whole(name: str, value: Any, lowest: int = -(2**31), highest: int = 2**31 - 
     if not lowest <= number <= highest:
         raise InvalidArgument(f"{name}={number}: expected {lowest} to {highest}")
     return number
+
+
+def whole_numbers(name: str, values: Any, lowest: int = -(2**31), highest: int = 2**31 - 1) -> list[int]:
+    """A sequence of whole numbers as a list. InvalidArgument, naming the argument, for anything else."""
+    if isinstance(values, (str, bytes)) or not hasattr(values, "__iter__"):
+        raise InvalidArgument(f"{name}={values!r}: expected a sequence of whole numbers")
+    return [whole(name, value, lowest, highest) for value in values]
+
+
+def slots_by_rank(name: str, placement: Any) -> list[list[int]]:
+    """A placement as lists: what is in the slots of each rank. InvalidArgument, naming the argument, if it is none."""
+    if isinstance(placement, (str, bytes)) or not hasattr(placement, "__iter__"):
+        raise InvalidArgument(f"{name}={placement!r}: expected for each rank the experts in its slots")
+    return [whole_numbers(f"{name} of rank {rank}", row) for rank, row in enumerate(placement)]
 
 
 def dimensions(name: str, shape: Any) -> list[int]:

@@ -44,7 +44,7 @@ class Array(np.ndarray):
         return (1, 0)
 
 
-def as_dtype(dtype: Any) -> np.dtype[Any]:
+def as_dtype(dtype: Any, argument: str = "dtype") -> np.dtype[Any]:
     """A numpy dtype from a dtype, a name ("bfloat16" too) or another library's dtype (torch.bfloat16)."""
     if isinstance(dtype, np.dtype):
         return dtype
@@ -54,7 +54,7 @@ def as_dtype(dtype: Any) -> np.dtype[Any]:
     try:
         return np.dtype(dtype if name is None else name)
     except (TypeError, ValueError):
-        raise InvalidArgument(f"dtype={dtype!r} is not a dtype that numpy or ml_dtypes knows") from None
+        raise InvalidArgument(f"{argument}={dtype!r} is not a dtype that numpy or ml_dtypes knows") from None
 
 
 def _is_foreign(dtype: Any) -> bool:

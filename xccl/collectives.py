@@ -22,10 +22,10 @@ _Array = np.ndarray[Any, Any]
 class Collectives:
     """What all ranks of a communicator do together.
 
-    Inputs are anything with DLPack, `__array_interface__` or the buffer protocol; one that is not C-contiguous
-    is copied. Results are new arrays, or `out`: a writable C-contiguous numpy array of the result's shape and
-    dtype, apart from the input. Ranks that disagree about a call get `Mismatch`, each naming the argument, both
-    values and `ranks`; the communicator then refuses further use. Other errors: Timeout, PeerLost, PeerFailed,
+    Inputs are anything with DLPack, `__array_interface__` or the buffer protocol; one that is not C-contiguous and
+    aligned is copied. Results are new arrays, or `out`: a writable, aligned, C-contiguous numpy array of the result's
+    shape and dtype, apart from the input. Ranks that disagree about a call get `Mismatch`, each naming the argument,
+    both values and `ranks`; the communicator then refuses further use. Other errors: Timeout, PeerLost, PeerFailed,
     Closed, OutOfMemory, and InvalidArgument, before anything is sent.
 
     All are pulls with one synchronisation per round: each rank writes what others need into its scratch memory
@@ -180,8 +180,7 @@ class Collectives:
 def _input(name: str, value: Any) -> _Array:
     given = as_array(name, value)
     refuse_objects(name, given.dtype)
-    mine: _Array = np.ascontiguousarray(given).reshape(given.shape)
-    return mine
+    return given if given.flags.c_contiguous and given.flags.aligned else np.array(given, order="C")
 
 
 def _rows(value: Any) -> _Array:
@@ -218,11 +217,18 @@ def _counts(name: str, value: Sequence[int] | _Array, size: int, rows: int) -> _
 def _check_output(out: _Array, fits: bool, shape: tuple[Any, ...], dtype: np.dtype[Any]) -> None:
     if not isinstance(out, np.ndarray):
         raise InvalidArgument(f"out is a {type(out).__name__}: expected a numpy array")
-    if not fits or out.dtype != dtype or not out.flags.c_contiguous or not out.flags.writeable:
+    flags = out.flags
+    if not (fits and out.dtype == dtype and flags.carray):
+        wrong = {
+            "read-only": flags.writeable,
+            "not C-contiguous": flags.c_contiguous,
+            "misaligned": flags.aligned,
+        }
         described = "(" + ", ".join(map(str, shape)) + ("," if len(shape) == 1 else "") + ")"
         raise InvalidArgument(
-            f"out has shape {out.shape} and dtype {out.dtype}: expected a writable C-contiguous array of shape "
-            f"{described} and dtype {dtype}"
+            f"out has shape {out.shape} and dtype {out.dtype}"
+            f"{''.join(f', and is {what}' for what, fine in wrong.items() if not fine)}: "
+            f"expected a writable C-contiguous array, aligned, of shape {described} and dtype {dtype}"
         )
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from xccl import _core
-from xccl.arguments import deadline, whole
+from xccl.arguments import deadline, slots_by_rank, whole, whole_numbers
 from xccl.array import Array, as_array, as_dtype
 from xccl.communicator import Communicator
 from xccl.errors import InvalidArgument
@@ -100,7 +100,7 @@ class ExpertParallel:
         self.hidden = whole("hidden", hidden)
         self.max_tokens = whole("max_tokens", max_tokens)
         self.topk = whole("topk", topk)
-        self.shared_experts = _experts("shared_experts", shared_experts)
+        self.shared_experts = whole_numbers("shared_experts", shared_experts)
         self._native = _core.ExpertParallel(
             comm=comm._native,
             num_experts=self.num_experts,
@@ -402,7 +402,7 @@ class ExpertParallel:
             _quant("dispatch_quant", dispatch_quant),
             _quant("combine_quant", combine_quant),
             None if placement is None else _placement(placement, size),
-            _experts("shared_experts", shared_experts),
+            whole_numbers("shared_experts", shared_experts),
             size,
             rank,
             tokens,
@@ -582,16 +582,8 @@ def expert_ids(topk_idx: Any) -> np.ndarray[Any, Any]:
     return ids
 
 
-def _experts(name: str, experts: Any) -> list[int]:
-    if isinstance(experts, (str, bytes)) or not hasattr(experts, "__iter__"):
-        raise InvalidArgument(f"{name}={experts!r}: expected numbers of experts")
-    return [whole(name, expert) for expert in experts]
-
-
 def _placement(placement: Any, ranks: int) -> list[list[int]]:
-    if isinstance(placement, (str, bytes)) or not hasattr(placement, "__iter__"):
-        raise InvalidArgument(f"placement={placement!r}: expected for each rank the experts in its slots")
-    slots = [_experts(f"placement of rank {rank}", row) for rank, row in enumerate(placement)]
+    slots = slots_by_rank("placement", placement)
     if len(slots) != ranks:
         raise InvalidArgument(f"placement has slots for {len(slots)} ranks: expected {ranks}")
     return slots
@@ -610,7 +602,7 @@ def _quant(name: str, value: object) -> str | None:
 
 
 def _refuse_planned(dtype: np.dtype[Any], combine_dtype: object) -> None:
-    if combine_dtype is not None and as_dtype(combine_dtype) != dtype:
+    if combine_dtype is not None and as_dtype(combine_dtype, "combine_dtype") != dtype:
         raise InvalidArgument(
             f"combine_dtype={combine_dtype!r}: expected None or {dtype.name} in this version"
         )

@@ -34,7 +34,7 @@ std::shared_ptr<Communicator> split(const std::shared_ptr<Communicator>& parent,
   std::vector<Wish> wishes(size);
   all_gather(*parent, &wish, wishes.data(), sizeof wish, timeout, Collective::split);
 
-  return parent->tell_failure([&]() -> std::shared_ptr<Communicator> {
+  return parent->tell_failure("split", [&]() -> std::shared_ptr<Communicator> {
     XCCL_TEST_POINT("split.met");
     std::shared_ptr<Communicator> made;
     Communicator::Card card{};
@@ -60,7 +60,7 @@ std::shared_ptr<Communicator> split(const std::shared_ptr<Communicator>& parent,
     std::vector<Communicator::Card> cards;
     for (const int member : members) cards.push_back(all[static_cast<size_t>(member)].card);
     // The others may be at work in the group already: it is there that they wait for this rank.
-    made->tell_failure([&] {
+    made->tell_failure("split", [&] {
       XCCL_TEST_POINT("split.connecting");
       made->connect(cards, parent, id);
     });

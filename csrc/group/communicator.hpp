@@ -253,11 +253,18 @@ class Communicator : public Vigil {
   // Tells everybody that this rank gives up, for the reason given, and leaves for good: the communicator refuses further
   // use, and its survivors shrink it without this rank. In any thread: a call that another one is inside ends, too.
   void abort(const std::string& reason);
-  // Does what others count on already, outside a call: an error in it must reach them.
+  // Does what others count on already, in the operation `op` but outside its calls: an error in it must reach them.
   template <class Body>
-  auto tell_failure(Body body) {
+  auto tell_failure(const char* op, Body body) {
     try {
       return body();
+    } catch (Error& error) {
+      end(error.during(op, collective_seq_, ""));
+      throw;
+    } catch (const std::bad_alloc&) {
+      Error error(Status::OutOfMemory, "private memory is used up");
+      end(error.during(op, collective_seq_, ""));
+      throw error;
     } catch (const std::exception& error) {
       end(Error(Status::Failure, error.what()));
       throw;

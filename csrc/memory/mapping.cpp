@@ -28,6 +28,10 @@ Mapping::Mapping(int fd, uint64_t bytes) : bytes_(round_up(bytes, page_granule))
   if (base == MAP_FAILED) {
     const int error = errno;
     munmap(reinterpret_cast<void*>(aligned), bytes_);
+    if (error == ENOMEM)
+      fail(Status::OutOfMemory, "cannot map ", byte_count(bytes_),
+           ": the kernel allows this process no more mappings (vm.max_map_count) or address space (ulimit "
+           "-v)");
     fail_errno("mapping a rank's memory", error);
   }
   base_ = static_cast<std::byte*>(base);

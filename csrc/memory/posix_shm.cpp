@@ -97,8 +97,12 @@ void PosixShm::commit(const Region& region, uint64_t offset, uint64_t bytes) {
 
 // Without this a full machine would answer a later store with SIGBUS.
 void PosixShm::take(uint64_t offset, uint64_t bytes) {
-  while (fallocate(file_.get(), 0, static_cast<off_t>(offset), static_cast<off_t>(bytes)) != 0)
+  while (fallocate(file_.get(), 0, static_cast<off_t>(offset), static_cast<off_t>(bytes)) != 0) {
+    if (errno == ENOSPC || errno == ENOMEM)
+      fail(Status::OutOfMemory, "the kernel refuses ", byte_count(bytes),
+           " of shared memory: the limit of a memory cgroup, or of the machine, was reached meanwhile");
     if (errno != EINTR) fail_errno("taking memory (fallocate)", errno);
+  }
 }
 
 // Best effort. The kernel makes a huge page of a range that has at least one page, and faster of one than of 512.

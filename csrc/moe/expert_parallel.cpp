@@ -102,7 +102,7 @@ void ExpertParallel::meet(double timeout) {
     give_lines_back();  // all see that there is no such object
     throw;
   }
-  comm_->tell_failure([&] { connect(cards); });
+  comm_->tell_failure("ExpertParallel", [&] { connect(cards); });
 }
 
 void ExpertParallel::require_agreement(const Card& mine, const std::vector<Card>& cards) const {

@@ -38,7 +38,7 @@ def rebalance_experts(
 
     Raises InvalidArgument.
     """
-    loads = loads_of(weight)
+    loads = loads_of(weight, "weight")
     if np.ndim(weight) != 2:
         raise InvalidArgument(f"weight has shape {np.shape(weight)}: expected (layers, experts)")
     experts = loads.shape[1]

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from xccl import _core
-from xccl.arguments import whole
+from xccl.arguments import refuse_objects, whole, whole_numbers
 from xccl.array import as_array
 from xccl.communicator import Communicator
 from xccl.eplb.spread import Move
@@ -62,7 +62,7 @@ def migrate(
     usable. Otherwise as a collective.
     """
     arrays = _arrays(weights)
-    moves = [Move(*(whole("moves", number) for number in move)) for move in moves]
+    moves = _moves(moves)
     step_bytes = whole("step_bytes", step_bytes, 1)
     _check_moves(comm, arrays, moves)
     _agree(comm, arrays, moves, step_bytes, timeout)
@@ -208,6 +208,7 @@ def _arrays(weights: Any) -> list[Any]:
         as_array("weights", one) for one in (weights if isinstance(weights, (list, tuple)) else [weights])
     ]
     for array in arrays:
+        refuse_objects("weights", array.dtype)
         if array.ndim == 0 or not array.flags.c_contiguous or not array.flags.writeable:
             raise InvalidArgument(
                 "weights: expected C-contiguous, writable arrays with a first dimension of slots"
@@ -217,6 +218,16 @@ def _arrays(weights: Any) -> list[Any]:
             f"weights have {[len(array) for array in arrays]} slots: expected as many in each"
         )
     return arrays
+
+
+def _moves(moves: Any) -> list[Move]:
+    if isinstance(moves, (str, bytes)) or not hasattr(moves, "__iter__"):
+        raise InvalidArgument(f"moves={moves!r}: expected a sequence of xccl.eplb.Move")
+    found = [whole_numbers("moves", move) for move in moves]
+    for numbers in found:
+        if len(numbers) != len(Move._fields):
+            raise InvalidArgument(f"moves: {numbers} is none: expected {', '.join(Move._fields)}")
+    return [Move(*numbers) for numbers in found]
 
 
 def _check_moves(comm: Communicator, arrays: list[Any], moves: Sequence[Move]) -> None:

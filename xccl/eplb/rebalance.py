@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from xccl.arguments import whole
+from xccl.arguments import slots_by_rank, whole, whole_numbers
 from xccl.eplb.greedy import place, replicas_by_total, replicas_by_windows
 from xccl.eplb.hierarchical import rebalance_experts
 from xccl.eplb.search import improved
@@ -68,7 +68,7 @@ def rebalance(
     """
     loads = loads_of(load)
     before = _before(loads.shape[1], slots, current)
-    dead = sorted({whole("dead_ranks", rank, 0, len(before) - 1) for rank in dead_ranks})
+    dead = sorted(set(whole_numbers("dead_ranks", dead_ranks, 0, len(before) - 1)))
     budget = _budget(budget, current)
     start = _start(loads, before, dead)
     lost = int((start.replicas == 0).sum())
@@ -99,10 +99,10 @@ def _before(experts: int, slots: Sequence[int] | None, current: Placement | None
     if (slots is None) == (current is None):
         raise InvalidArgument("rebalance takes either slots= or current=")
     if current is not None:
-        before = [[whole("current", expert) for expert in row] for row in current]
+        before = slots_by_rank("current", current)
         hosts_of("current", before, experts)  # checks
         return before
-    return [[EMPTY] * whole("slots", count, 0) for count in slots or ()]
+    return [[EMPTY] * count for count in whole_numbers("slots", slots, 0)]
 
 
 def _budget(budget: int | None, current: Placement | None) -> int | None:

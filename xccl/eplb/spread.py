@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from xccl.arguments import slots_by_rank
 from xccl.errors import InvalidArgument
 
 EMPTY = -1  #: in a placement: a slot that holds no expert
@@ -80,18 +81,18 @@ class Spread:
         return int((self.hosts & ~before.hosts).sum())
 
 
-def loads_of(load: Any) -> Floats:
-    """(windows, experts), from that or from (experts,)."""
+def loads_of(load: Any, name: str = "load") -> Floats:
+    """(windows, experts), from that or from (experts,). InvalidArgument, naming the argument, for anything else."""
     try:
         found = np.asarray(load, np.float64)
     except (TypeError, ValueError):
-        raise InvalidArgument("load: expected numbers, (experts,) or (windows, experts)") from None
+        raise InvalidArgument(f"{name}: expected numbers, (experts,) or (windows, experts)") from None
     found = found[None] if found.ndim == 1 else found
     if found.ndim != 2 or found.shape[1] == 0:
-        raise InvalidArgument(f"load has shape {np.shape(load)}: expected (experts,) or (windows, experts)")
+        raise InvalidArgument(f"{name} has shape {np.shape(load)}: expected (experts,) or (windows, experts)")
     if not (np.isfinite(found).all() and (found >= 0).all()):
         raise InvalidArgument(
-            "load has a negative number, or one that is not finite: expected counts of tokens"
+            f"{name} has a negative number, or one that is not finite: expected counts of tokens"
         )
     return found
 
@@ -157,6 +158,7 @@ def rank_loads(load: Any, placement: Placement) -> Floats:
     Raises InvalidArgument; also if an expert that has tokens is nowhere.
     """
     loads = loads_of(load)
+    placement = slots_by_rank("placement", placement)
     hosts_of("placement", placement, loads.shape[1])  # checks
     count = np.zeros((loads.shape[1], len(placement)))
     for rank, slots in enumerate(placement):

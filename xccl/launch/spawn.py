@@ -49,6 +49,10 @@ def spawn(
         Timeout: not all ranks returned within `timeout` seconds. Processes are ended, threads are left behind.
         InvalidArgument: `fn` or `args` cannot be given to another process, or `nprocs` is less than 1.
     """
+    if not callable(fn):
+        raise InvalidArgument(f"fn is a {type(fn).__name__}: expected a function")
+    if isinstance(args, (str, bytes)) or not hasattr(args, "__iter__"):
+        raise InvalidArgument(f"args={args!r}: expected a sequence of arguments for fn")
     nprocs = whole("nprocs", nprocs, 1)
     timeout = positive_seconds("timeout", timeout)
     provider = provider or os.environ.get("XCCL_PROVIDER") or None
