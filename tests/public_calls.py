@@ -124,6 +124,11 @@ class Function:
     kinds: dict[str, str] = field(default_factory=dict)
 
 
+def waited(start):
+    """A call in two halves, as one."""
+    return lambda **arguments: start(**arguments).wait()
+
+
 def communicator(name, right=lambda t: {}, **kinds):
     return Function(lambda t: getattr(t.comm, name), right, kinds)
 
@@ -321,6 +326,16 @@ FUNCTIONS: dict[str, Function] = {
     ),
     "ExpertParallel.combine": Function(
         lambda t: t.ep.combine,
+        lambda t: {"rows": np.asarray(t.d.x), "d": t.d, "weights": t.weights, "out": np.empty_like(t.x)},
+        {"rows": "rows", "d": "object", "weights": "rows", "out": "result", "timeout": "seconds"},
+    ),
+    "ExpertParallel.dispatch_async": Function(
+        lambda t: waited(t.ep.dispatch_async),
+        lambda t: {"x": t.x, "topk_idx": t.idx, "topk_weights": t.weights},
+        {"x": "rows", "topk_idx": "rows", "topk_weights": "rows", "timeout": "seconds"},
+    ),
+    "ExpertParallel.combine_async": Function(
+        lambda t: waited(t.ep.combine_async),
         lambda t: {"rows": np.asarray(t.d.x), "d": t.d, "weights": t.weights, "out": np.empty_like(t.x)},
         {"rows": "rows", "d": "object", "weights": "rows", "out": "result", "timeout": "seconds"},
     ),

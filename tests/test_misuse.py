@@ -37,6 +37,7 @@ NO_CALLS = {
     "ANY_SOURCE",
     "ANY_TAG",
     "Array",
+    "DisaggregatedExperts",  # of more than one rank: test_disaggregated.py
     "Plan",
     "Routing",
     "Status",
