@@ -10,12 +10,14 @@ import numpy as np
 
 from xccl.arguments import whole
 from xccl.communicator import Communicator
+from xccl.disaggregated.agreement import require_agreement
 from xccl.disaggregated.cost import Cost, Shape, choose
 from xccl.disaggregated.direct import Direct
 from xccl.disaggregated.lane import END, Batch, Counters, Lane
 from xccl.disaggregated.server import Server
 from xccl.disaggregated.trampoline import Trampoline
 from xccl.errors import Closed, InvalidArgument
+from xccl.expert_parallel import ExpertParallel, row_dtype
 
 
 class DisaggregatedExperts:
@@ -76,33 +78,81 @@ class DisaggregatedExperts:
         self.experts = comm.size - self.attention
         self.domains = _domains(domains, self.attention)
         self.micro_batches = whole("micro_batches", micro_batches, 1, 64)
-        if placement is not None and len(placement) != self.experts:
-            raise InvalidArgument(
-                f"placement has slots for {len(placement)} ranks: expected {self.experts}, the expert ranks"
+        num_experts, hidden, max_tokens, topk = (
+            whole(name, value, 1)
+            for name, value in (
+                ("num_experts", num_experts),
+                ("hidden", hidden),
+                ("max_tokens", max_tokens),
+                ("topk", topk),
             )
-        shape = Shape(
-            attention=max(map(len, self.domains)),
-            experts=self.experts,
-            tokens=whole("max_tokens", max_tokens, 1),
-            hidden=whole("hidden", hidden, 1),
-            topk=whole("topk", topk, 1) + len(shared_experts),
         )
-        self._cost = choose(shape, routing)
-        make = Trampoline if self.routing == "trampoline" else Direct
-        arguments = (num_experts, hidden, max_tokens, topk, dtype, dispatch_quant, combine_quant)
-        options = {"placement": placement, "shared_experts": shared_experts, "timeout": timeout}
-        self._lanes: list[Lane] = []
-        for _ in range(self.micro_batches):
-            for domain, members in enumerate(self.domains):
-                part = self.is_expert or comm.rank in members
-                group = comm.split(0 if part else -1, 0, timeout)
-                if group is not None:
-                    ranks = [*members, *range(self.attention, comm.size)]
-                    self._lanes.append(make(group, domain, ranks, len(members), arguments, options))
+        # What an ExpertParallel of the experts would refuse is refused to all here: attention may have none to do so. A
+        # trampoline has the tokens of all that share it.
+        shared_by = -(-max(map(len, self.domains)) // self.experts)
+        ExpertParallel.plan(
+            self.experts,
+            num_experts,
+            hidden,
+            max_tokens * shared_by,
+            topk,
+            dtype,
+            dispatch_quant=dispatch_quant,
+            combine_quant=combine_quant,
+            placement=placement,
+            shared_experts=shared_experts,
+        )
+        shapes = [
+            Shape(
+                attention=len(members),
+                experts=self.experts,
+                tokens=max_tokens,
+                hidden=hidden,
+                topk=topk + len(shared_experts),
+                element_bytes=row_dtype(dtype).itemsize,
+            )
+            for members in self.domains
+        ]
+        self._cost = choose(max(shapes, key=lambda shape: shape.attention), routing)
+        self._costs = [Cost(shape, self._cost.routing, self._cost.asked) for shape in shapes]
+        require_agreement(
+            comm,
+            {
+                "attention": self.attention,
+                "num_experts": num_experts,
+                "hidden": hidden,
+                "max_tokens": max_tokens,
+                "topk": topk,
+                "dtype": row_dtype(dtype).name,
+                "dispatch_quant": dispatch_quant,
+                "combine_quant": combine_quant,
+                "routing": self.routing,
+                "micro_batches": self.micro_batches,
+                "domains": self.domains,
+                "placement": None if placement is None else [list(map(int, slots)) for slots in placement],
+                "shared_experts": list(map(int, shared_experts)),
+            },
+            timeout,
+        )
+        self._make_lanes(
+            (num_experts, hidden, max_tokens, topk, dtype, dispatch_quant, combine_quant),
+            {"placement": placement, "shared_experts": shared_experts, "timeout": timeout},
+        )
         self._next = 0  # lane
         self._flying: deque[Lane] = deque()
         self._ended = False
         comm._dependents.add(self)
+
+    def _make_lanes(self, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
+        make = Trampoline if self.routing == "trampoline" else Direct
+        self._lanes: list[Lane] = []
+        for _ in range(self.micro_batches):
+            for domain, members in enumerate(self.domains):
+                part = self.is_expert or self.comm.rank in members
+                group = self.comm.split(0 if part else -1, 0, options["timeout"])
+                if group is not None:
+                    ranks = [*members, *range(self.attention, self.comm.size)]
+                    self._lanes.append(make(group, domain, ranks, len(members), arguments, options))
 
     # --- What it is ------------------------------------------------------------------------------------------
 
@@ -127,15 +177,19 @@ class DisaggregatedExperts:
 
     @property
     def cost(self) -> Cost:
-        """What the cost model says of both routings."""
+        """What the cost model says of both routings, for a micro-batch of the largest domain."""
         return self._cost
+
+    def cost_of(self, domain: int) -> Cost:
+        """The same for a micro-batch of one domain."""
+        return self._costs[whole("domain", domain, 0, len(self._costs) - 1)]
 
     def counters(self) -> Counters:
         """What this rank has done so far."""
         return Counters(
             records=sum(lane.records for lane in self._lanes),
             bytes=sum(lane.bytes for lane in self._lanes),
-            hops=2 if self.routing == "trampoline" else 1,
+            hops=max(lane.hops for lane in self._lanes),
             fan_out=len(set().union(*(lane.written_to for lane in self._lanes))),
         )
 

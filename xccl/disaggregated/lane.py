@@ -86,6 +86,7 @@ class Lane:
             ranks  # of the whole object, for each in `comm`: the domain's attention ranks, then the experts
         )
         self.ended = False
+        self.hops = 1  # as of Counters
         self.bytes = 0
         self.written_to: set[int] = set()
         self._messages = 0

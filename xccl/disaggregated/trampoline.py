@@ -33,6 +33,7 @@ class Trampoline(Lane):
         _, hidden, max_tokens, topk, dtype, *_ = arguments
         experts = comm.size - attention
         mine = comm.rank - attention
+        self.hops = min(2, experts)  # the only expert rank has nobody to forward to
         self._clients = [a for a in range(attention) if a % experts == mine]
         self._trampoline = attention + comm.rank % experts if mine < 0 else comm.rank
         # Those that share one send so many tokens to it.
