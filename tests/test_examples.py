@@ -12,6 +12,7 @@ FOLDER = Path(__file__).resolve().parents[1] / "examples" / "python"
 SAYS = {
     "ping_pong.py": (2, "1048576 bytes from comm.empty"),
     "all_to_all.py": (4, "4 ranks exchanged 24 rows of their own choice"),
+    "overlap.py": (2, "2 micro-batches went through 6 layers on 2 ranks and are right"),
     "kv_cache_transfer.py": (2, "6 prompts, 8 layers each: 1.5 MiB of cache arrived and are right"),
 }
 
