@@ -352,6 +352,7 @@ class Communicator : public Vigil {
   uint64_t seat_word(int member, uint64_t offset);
   RankState state(int member) { return static_cast<RankState>(seat_word(member, offsetof(Seat, state))); }
   void announce_failure(const std::string& why, RankState state);
+  void wake_members();
   void leave_seat();
   std::string failure_text(int member);
   void prepare(const std::vector<int>& members);
