@@ -1,6 +1,6 @@
 """What test_moe_llm.py runs in a process of its own: the demo's stages, with a random model of a few kilobytes.
 
-`serve RANKS LAYER:EXPERT|none` prepares, generates, reports and checks as examples/moe_llm/demo.py does, in the
+`serve RANKS LAYER:EXPERT|none QUANT|none` prepares, generates, reports and checks as examples/moe_llm/demo.py does, in the
 current folder; exits with 1 if a check failed. `perplexity` compares the demo's figure with a slow, obvious one.
 Only the GGUF file and the real tokenizer are replaced.
 """
@@ -73,29 +73,29 @@ class TinyTokenizer:
         return "".join(chr(97 + token % 26) for token in ids)
 
 
-def set_up(ranks: int, broken_expert: tuple[int, int] | None) -> demo.Setup:
+def set_up(ranks: int, broken_expert: tuple[int, int] | None = None, quant: str | None = None) -> demo.Setup:
     """What demo.set_up makes of the real model."""
     model, tokenizer = TinyModel(), TinyTokenizer()
     folder = prepare.find_or_prepare(model, tokenizer, EXPERTS, Path.cwd(), lambda done, total: None)
-    options = demo.Options(ranks, EXPERTS, TOPK, Path("unused"), Path.cwd(), 16, broken_expert)
+    options = demo.Options(ranks, EXPERTS, TOPK, Path("unused"), Path.cwd(), 16, broken_expert, quant)
     return demo.Setup(options, model, tokenizer, folder, Truth(model, prepare.load(folder)))
 
 
-def serve(ranks: str, broken: str) -> bool:
+def serve(ranks: str, broken: str, quant: str) -> bool:
     """Whether all checks passed."""
     expert = None if broken == "none" else tuple(int(part) for part in broken.split(":"))
-    setup = set_up(int(ranks), expert)
+    setup = set_up(int(ranks), expert, None if quant == "none" else quant)
     answers, requests, summary = demo.serve(setup, PROMPTS)
     print(table(summary))
     checks = demo.check(setup, requests, answers)
     assert all(len(answer.tokens) <= limit for answer, (limit, _) in zip(answers, PROMPTS, strict=True))
-    assert len(checks) == 2 + 2 * len({1, 2, 4, int(ranks)})
+    assert len(checks) == 2 + 2 * len({1, 2, 4, int(ranks)}) + 3 * (quant != "none")
     return all(check.ok for check in checks)
 
 
 def same_perplexity() -> bool:
     """Also where the logits come in several blocks."""
-    setup = set_up(1, None)
+    setup = set_up(1)
     tokens = setup.tokenizer.encode(demo.PARAGRAPH.read_text())[:200]
     logits = np.concatenate(list(setup.truth.dense_logits(tokens))).astype(np.float64)
     assert len(logits) == 200

@@ -22,7 +22,7 @@ def run(folder: Path, *command: object) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize("ranks", [1, 4, 7])
 def test_the_ranks_agree_with_one_process(tmp_path, ranks):
     # 5 prompts of different lengths: at 7 ranks some have no token at all, at 4 most end early.
-    done = run(tmp_path, PROGRAM, "serve", ranks, "none")
+    done = run(tmp_path, PROGRAM, "serve", ranks, "none", "none")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "FAILED" not in done.stdout
     assert "5 prompts" in done.stdout
@@ -30,11 +30,19 @@ def test_the_ranks_agree_with_one_process(tmp_path, ranks):
 
 
 def test_one_broken_expert_is_noticed(tmp_path):
-    done = run(tmp_path, PROGRAM, "serve", 2, "1:3")
+    done = run(tmp_path, PROGRAM, "serve", 2, "1:3", "none")
     assert done.returncode == 1, done.stdout + done.stderr
     failed = [line for line in done.stdout.splitlines() if "FAILED" in line]
     assert any("against the dense model" in line for line in failed)
     assert any("against the same experts" in line for line in failed)
+
+
+@pytest.mark.parametrize("quant", ["int8", "fp8_e4m3"])
+def test_quantised_rows_change_the_logits_within_the_stated_bound(tmp_path, quant):
+    done = run(tmp_path, PROGRAM, "serve", 3, "none", quant)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f", as {quant}: 0." in done.stdout
+    assert "5 answers are what float32 rows write" in done.stdout
 
 
 def test_perplexity_is_what_its_definition_says(tmp_path):

@@ -1,7 +1,7 @@
 """The demo from beginning to end: prepare, measure perplexity, serve, report, check.
 
-Called by main.py with the parsed command line. Each stage is a function here that calls one other file; a new
-way of serving (unequal groups, quantised rows, rebalancing) is another stage or another field of Job.
+Called by main.py with the parsed command line. Each stage is a function here that calls one other file; a way of
+serving, such as quantised rows, is a field of Job.
 """
 
 from __future__ import annotations
@@ -13,7 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import prepare
-from checks import LOGIT_TOLERANCE, Check, check_logits, check_split, check_tokens
+from checks import (
+    LOGIT_TOLERANCE,
+    QUANT_BOUNDS,
+    Check,
+    check_difference,
+    check_logits,
+    check_split,
+    check_tokens,
+)
+from difference import agreement, difference, perplexity_of
 from display import Answer, Board, StepProgress
 from errors import DemoError
 from gguf_file import GgufModel, find_model
@@ -38,6 +47,7 @@ class Options:
     cache: Path
     max_tokens: int
     broken_expert: tuple[int, int] | None
+    quant: str | None = None
 
 
 @dataclass(frozen=True)
@@ -50,7 +60,7 @@ class Setup:
     prepared: Path
     truth: Truth
 
-    def job(self, mode: str, topks: list[int], requests: list[Request]) -> Job:
+    def job(self, mode: str, topks: list[int], requests: list[Request], quant: str | None = None) -> Job:
         options = self.options
         return Job(
             mode=mode,
@@ -60,6 +70,7 @@ class Setup:
             end_token=self.tokenizer.end_id,
             requests=requests,
             broken_expert=options.broken_expert,
+            quant=quant,
         )
 
 
@@ -104,9 +115,14 @@ def _check_broken_expert(options: Options, layers: int) -> None:
         )
 
 
+def paragraph(setup: Setup) -> list[int]:
+    """Tokens of a text that nothing was fitted to."""
+    return setup.tokenizer.encode(" ".join(PARAGRAPH.read_text(encoding="utf-8").split()))
+
+
 def show_quality(setup: Setup) -> str:
     """Perplexity on a paragraph nobody was fitted to: dense, k = E and the chosen k."""
-    tokens = setup.tokenizer.encode(" ".join(PARAGRAPH.read_text(encoding="utf-8").split()))
+    tokens = paragraph(setup)
     truth, topk = setup.truth, setup.options.topk
     measured = {"dense": perplexity(truth.dense_logits(tokens), tokens)}
     for k in dict.fromkeys([truth.experts, topk]):
@@ -150,19 +166,21 @@ def serve(setup: Setup, questions: list[tuple[int, str]]) -> tuple[list[Answer],
         Answer(index, question, limit, setup.tokenizer.decode)
         for index, (limit, question) in enumerate(questions)
     ]
-    size, topk = setup.options.ranks, setup.options.topk
+    size, topk, quant = setup.options.ranks, setup.options.topk, setup.options.quant
     print(
-        f"{len(requests)} prompts on {size} ranks, {topk} of {setup.options.experts} experts per token\n",
+        f"{len(requests)} prompts on {size} ranks, {topk} of {setup.options.experts} experts per token"
+        f"{f', rows travel as {quant}' if quant else ''}\n",
         flush=True,
     )
     board = Board(answers)
     with job_folder(setup.options.cache) as folder:
         try:
-            run_ranks(setup.job(GENERATE, [topk], requests), size, folder, board)
+            run_ranks(setup.job(GENERATE, [topk], requests, setup.options.quant), size, folder, board)
         finally:
             board.close()
         stats = read_stats(folder, size)
-    return answers, requests, Summary(stats, setup.model.config.hidden)
+    config, quant = setup.model.config, setup.options.quant
+    return answers, requests, Summary(stats, config.layers, setup.options.experts, config.hidden, quant)
 
 
 def _check_lengths(requests: list[Request], context: int) -> None:
@@ -185,8 +203,9 @@ def show_report(setup: Setup, summary: Summary) -> Path:
 def check(setup: Setup, requests: list[Request], answers: list[Answer]) -> list[Check]:
     """Compare the ranks with one process, on the prompts and the text just generated."""
     truth, options = setup.truth, setup.options
-    print(f"checks (tolerance {LOGIT_TOLERANCE:g} for each logit):")
-    results = [shown(check_tokens(truth, requests, answers, options.topk))]
+    print(f"checks (tolerance {LOGIT_TOLERANCE:g} for each logit of float32 rows):")
+    tolerance = LOGIT_TOLERANCE if options.quant is None else QUANT_BOUNDS[options.quant].logit
+    results = [shown(check_tokens(truth, requests, answers, options.topk, tolerance))]
     texts = [
         Request(request.id, request.tokens + answer.tokens)
         for request, answer in zip(requests, answers, strict=True)
@@ -197,8 +216,32 @@ def check(setup: Setup, requests: list[Request], answers: list[Answer]) -> list[
         with job_folder(options.cache) as folder:
             run_ranks(setup.job(TEACHER_FORCED, topks, texts), size, folder)
             results += [shown(check_logits(truth, texts, topk, size, folder)) for topk in topks]
+    if options.quant is not None:
+        results += check_quantised(setup, options.quant, requests, texts)
     print(flush=True)
     return results
+
+
+def check_quantised(setup: Setup, quant: str, prompts: list[Request], texts: list[Request]) -> list[Check]:
+    """The same ranks read the answers and the paragraph with float32 rows and with quantised ones."""
+    size, topk = setup.options.ranks, setup.options.topk
+    page = Request(len(texts), paragraph(setup))
+    with job_folder(setup.options.cache) as plain, job_folder(setup.options.cache) as quantised:
+        run_ranks(setup.job(TEACHER_FORCED, [topk], [*texts, page]), size, plain)
+        run_ranks(setup.job(TEACHER_FORCED, [topk], [*texts, page], quant), size, quantised)
+        found = difference([*texts, page], topk, plain, quantised)
+        before, after = (perplexity_of(page, topk, folder) for folder in (plain, quantised))
+        agreed = agreement(texts, topk, plain, prompts)
+    print(
+        f"\n{quant} rows beside float32 rows, {size} ranks, k = {topk}, after each of {found.tokens} tokens:\n"
+        f"    logits differ by {found.mean:.4f} in the mean, {found.largest:.3f} at most\n"
+        f"    predictions diverge by {found.divergence:.2e} nats (KL); the likeliest token is the same after "
+        f"{found.same_choice}\n"
+        f"    perplexity of the paragraph {before:.3f} -> {after:.3f}\n"
+        f"    {sum(same == length for same, length in agreed)} of {len(agreed)} answers are what float32 rows write; "
+        f"the same tokens before the first other one: {', '.join(f'{same} of {length}' for same, length in agreed)}\n"
+    )
+    return [shown(result) for result in check_difference(quant, found, before, after)]
 
 
 def shown(result: Check) -> Check:

@@ -1,7 +1,7 @@
 """Routing tokens to experts, and the arithmetic of one expert.
 
-Called by the ranks (serving.py) and by the one-process references (main.py, truth.py), so that both
-sides of a comparison choose experts by the same rule. Not here: moving tokens between ranks.
+Called by the ranks (serving.py, local_experts.py) and by the one-process reference (truth.py), so that both sides
+of a comparison choose experts by the same rule. Not here: moving tokens between ranks (colocated.py).
 """
 
 from __future__ import annotations
@@ -56,10 +56,14 @@ def route(weights: MoeWeights, layer: int, x: np.ndarray, topk: int) -> tuple[np
     return choose_experts(x @ weights.router_weight[layer].T + weights.router_bias[layer], topk)
 
 
-def run_expert(weights: MoeWeights, layer: int, expert: int, rows: np.ndarray, out: np.ndarray) -> None:
-    """One expert on the rows sent to it; writes (rows, hidden) into out."""
-    gate, up = np.split(rows @ weights.gate_up[layer, expert].T, 2, axis=1)
-    np.matmul(silu(gate) * up, weights.down[layer, expert], out=out)
+def run_expert(gate_up: np.ndarray, down: np.ndarray, rows: np.ndarray, out: np.ndarray) -> None:
+    """One expert on the rows sent to it; writes (rows, hidden) into out.
+
+    A stack of one-row products: what BLAS makes of a row otherwise depends, in its last bits, on how many rows come
+    with it, and that changes when an expert moves or gets a replica.
+    """
+    gate, up = np.split(rows[:, None] @ gate_up.T, 2, axis=2)
+    np.matmul(silu(gate) * up, down, out=out[:, None])
 
 
 class OneProcessMoe:
@@ -75,6 +79,6 @@ class OneProcessMoe:
         for expert in range(self._weights.experts):
             tokens, slots = np.nonzero(topk_idx == expert)
             rows = np.empty((len(tokens), x.shape[1]), np.float32)
-            run_expert(self._weights, layer, expert, x[tokens], rows)
+            run_expert(self._weights.gate_up[layer, expert], self._weights.down[layer, expert], x[tokens], rows)
             total[tokens] += topk_weights[tokens, slots, None] * rows
         return total

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 GENERATE = "generate"
 TEACHER_FORCED = "teacher_forced"
@@ -38,6 +39,7 @@ class Job:
     end_token: int
     requests: list[Request]
     broken_expert: tuple[int, int] | None = None  # (layer, expert) that returns zeros: see --break-expert
+    quant: str | None = None  # how rows travel
 
     def write(self, folder: Path) -> None:
         (folder / "job.json").write_text(json.dumps(asdict(self)))
@@ -62,6 +64,14 @@ class Event:
 
 
 @dataclass(frozen=True)
+class SlotLoad:
+    """Rows that came to the experts of a rank, while these were in its slots."""
+
+    experts: list[int]  # of each slot
+    rows: list[list[int]]  # by layer and slot
+
+
+@dataclass(frozen=True)
 class RankStats:
     """What one rank did and how long each part took."""
 
@@ -72,11 +82,9 @@ class RankStats:
     idle_steps: int  # steps in which it had no token of its own
     read_tokens: int  # tokens that went through its attention
     new_tokens: int
-    rows_sent: int  # (token, expert) rows to other ranks; as many come back
-    rows_kept: int  # those whose expert was on the same rank
+    bytes_moved: int  # of rows, between it and other ranks
     own_memory: int  # bytes that no other process shares
-    experts: list[int]
-    load: list[list[int]]  # rows by layer and local expert
+    loads: list[SlotLoad]  # one; one more after experts have moved
 
 
 def events_file(folder: Path, rank: int) -> Path:
@@ -92,4 +100,9 @@ def write_stats(folder: Path, stats: RankStats) -> None:
 
 
 def read_stats(folder: Path, size: int) -> list[RankStats]:
-    return [RankStats(**json.loads((folder / f"rank{rank}.stats").read_text())) for rank in range(size)]
+    return [_rank_stats(json.loads((folder / f"rank{rank}.stats").read_text())) for rank in range(size)]
+
+
+def _rank_stats(fields: dict[str, Any]) -> RankStats:
+    fields["loads"] = [SlotLoad(**load) for load in fields["loads"]]
+    return RankStats(**fields)

@@ -35,6 +35,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--cache", type=Path, default=HERE.parents[1] / "build" / "demo", metavar="DIR",
         help="where the prepared model and the picture go (default: build/demo in the repository)")  # fmt: skip
     add("--max-tokens", type=int, default=64, metavar="T", help="tokens of a rank in one step (default: 64)")
+    add("--quant", choices=("int8", "fp8_e4m3"),
+        help="rows travel quantised; measures what that does to logits and perplexity")  # fmt: skip
     add("--break-expert", metavar="LAYER:EXPERT",
         help="let one expert return zeros, to see that the checks notice: the demo must end with FAILED")  # fmt: skip
     options = parser.parse_args(argv)
@@ -95,6 +97,7 @@ def _run(options: argparse.Namespace) -> int:
                 cache=options.cache.resolve(),
                 max_tokens=options.max_tokens,
                 broken_expert=options.break_expert,
+                quant=options.quant,
             )
         )
     except DemoError as error:

@@ -15,9 +15,12 @@ from typing import TextIO
 
 import numpy as np
 import prepare
+from clock import PhaseClock
+from colocated import ColocatedExperts
 from job import GENERATE, Event, Job, RankStats, Request, events_file, logits_file, write_stats
 from llama import KvCache, Llama
-from serving import DistributedExperts, LiveSequence, PhaseClock, Server, Work
+from local_experts import LocalExperts
+from serving import LiveSequence, MoeLayer, Server, Work
 
 import xccl
 
@@ -97,18 +100,26 @@ class Rank:
                 self._read_through(topk)
 
     def _server(self, topk: int) -> Server:
+        clock = PhaseClock()
+        place = self._place(topk, clock)
+        self._comm.barrier()  # so that nobody's clock counts how long others took to start
+        clock.restart()
+        layer = MoeLayer(self._moe, topk, place, clock)
+        return Server(self._comm, self._model, layer, self._job.max_tokens, clock)
+
+    def _place(self, topk: int, clock: PhaseClock) -> ColocatedExperts:
+        job = self._job
         ep = xccl.ExpertParallel(
             self._comm,
             num_experts=self._moe.experts,
             hidden=self._model.config.hidden,
-            max_tokens=self._job.max_tokens,
+            max_tokens=job.max_tokens,
             topk=topk,
             dtype="float32",
+            dispatch_quant=job.quant,
+            combine_quant=job.quant,
         )
-        self._comm.barrier()  # so that nobody's clock counts how long others took to start
-        clock = PhaseClock()
-        experts = DistributedExperts(ep, self._moe, clock, self._job.broken_expert)
-        return Server(self._comm, self._model, experts, self._job.max_tokens, clock)
+        return ColocatedExperts(ep, LocalExperts(self._moe, ep.local_experts, job.broken_expert), clock)
 
     def _sequence(self, request: Request) -> LiveSequence:
         cache = KvCache(self._model.config, len(request.tokens) + request.max_new)
@@ -120,17 +131,17 @@ class Rank:
             writer = Writer(self._model, self._mine, self._job.end_token, events)
             server.run([self._sequence(request) for request in self._mine], writer)
         write_stats(self._folder, _stats(server, writer.new_tokens))
-        server.feed_forward.ep.close()
+        server.feed_forward.place.close()
 
     def _read_through(self, topk: int) -> None:
         server = self._server(topk)
         recorder = LogitRecorder(self._model, self._folder, topk)
         server.run([self._sequence(request) for request in self._mine], recorder)
-        server.feed_forward.ep.close()
+        server.feed_forward.place.close()
 
 
 def _stats(server: Server, new_tokens: int) -> RankStats:
-    traffic, steps = server.feed_forward.traffic, server.steps
+    place, steps = server.feed_forward.place, server.steps
     return RankStats(
         rank=server.comm.rank,
         seconds=sum(server.clock.seconds.values()),
@@ -139,11 +150,9 @@ def _stats(server: Server, new_tokens: int) -> RankStats:
         idle_steps=steps.idle,
         read_tokens=steps.tokens,
         new_tokens=new_tokens,
-        rows_sent=traffic.rows_sent,
-        rows_kept=traffic.rows_kept,
+        bytes_moved=place.bytes_moved,
         own_memory=_own_memory(),
-        experts=list(server.feed_forward.ep.local_experts),
-        load=traffic.load.tolist(),
+        loads=place.local.loads,
     )
 
 

@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from clock import PHASES
 from errors import INSTALL_HINT, DemoError
 from job import RankStats
-from serving import PHASES
-
-FLOAT_BYTES = 4
+from quantised import row_bytes
 
 
 @dataclass(frozen=True)
@@ -21,7 +20,10 @@ class Summary:
     """The figures of one generating run over all ranks."""
 
     stats: list[RankStats]
+    layers: int
+    experts: int
     hidden: int
+    quant: str | None = None
 
     @property
     def seconds(self) -> float:
@@ -38,21 +40,23 @@ class Summary:
     @property
     def moved_bytes(self) -> int:
         """Row bytes between ranks: to the experts and back."""
-        return 2 * sum(rank.rows_sent for rank in self.stats) * self.hidden * FLOAT_BYTES
+        return sum(rank.bytes_moved for rank in self.stats)
 
     @property
     def load(self) -> np.ndarray:
         """Rows by layer and expert, (layers, experts)."""
-        by_rank = np.concatenate([np.array(rank.load) for rank in self.stats], axis=1)
-        experts = [expert for rank in self.stats for expert in rank.experts]
-        return by_rank[:, np.argsort(experts)]
+        load = np.zeros((self.layers, self.experts), np.int64)
+        for rank in self.stats:
+            for part in rank.loads:
+                np.add.at(load, (slice(None), part.experts), np.array(part.rows, np.int64))
+        return load
 
     @property
     def hottest(self) -> str:
         """The expert with the most rows in one layer."""
         load = self.load
         layer, expert = np.unravel_index(load.argmax(), load.shape)
-        owner = next(rank.rank for rank in self.stats if expert in rank.experts)
+        owner = next(rank.rank for rank in self.stats if expert in rank.loads[0].experts)
         times = load[layer, expert] / load[layer].mean()
         return (
             f"layer {layer}, expert {expert} on rank {owner}: {load[layer, expert]} rows, "
@@ -62,8 +66,8 @@ class Summary:
 
 def table(summary: Summary) -> str:
     """Tokens, time and traffic by rank. Waiting for slower ranks counts as dispatch, combine or agree."""
-    head = ["rank", "new", "steps", "idle", *PHASES, "MB sent", "own MB"]
-    rows = [_row(rank, summary.hidden) for rank in summary.stats]
+    head = ["rank", "new", "steps", "idle", *PHASES, "MB moved", "own MB"]
+    rows = [_row(rank) for rank in summary.stats]
     rows.append(_total(summary))
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
     lines = [
@@ -74,20 +78,28 @@ def table(summary: Summary) -> str:
             *lines,
             "",
             f"tokens/s       {summary.tokens_per_second:.1f} new ({summary.new_tokens} in {summary.seconds:.1f} s)",
-            f"bytes moved    {summary.moved_bytes / 1e6:.1f} MB between ranks, dispatch and combine together",
+            f"bytes moved    {_moved(summary)}",
             f"hottest expert {summary.hottest}",
         ]
     )
 
 
-def _row(rank: RankStats, hidden: int) -> list[str]:
+def _moved(summary: Summary) -> str:
+    moved = f"{summary.moved_bytes / 1e6:.1f} MB between ranks, dispatch and combine together"
+    if summary.quant is None:
+        return moved
+    part = row_bytes(summary.hidden, summary.quant) / row_bytes(summary.hidden, None)
+    return f"{moved}, as {summary.quant}: {part:.3f} of the {summary.moved_bytes / part / 1e6:.1f} MB of float32"
+
+
+def _row(rank: RankStats) -> list[str]:
     return [
         str(rank.rank),
         str(rank.new_tokens),
         str(rank.steps),
         str(rank.idle_steps),
         *(f"{rank.phases[phase] / rank.seconds:.1%}" for phase in PHASES),
-        f"{2 * rank.rows_sent * hidden * FLOAT_BYTES / 1e6:.1f}",
+        f"{rank.bytes_moved / 1e6:.1f}",
         f"{rank.own_memory / 1e6:.0f}",
     ]
 
@@ -121,6 +133,6 @@ def save_picture(summary: Summary, path: Path) -> None:
     image = axes.imshow(relative, aspect="auto", cmap="viridis", vmin=0)
     figure.colorbar(image, ax=axes, label="rows, relative to the layer's mean")
     for rank in summary.stats[:-1]:
-        axes.axvline(max(rank.experts, default=-1) + 0.5, color="white", linewidth=1)
+        axes.axvline(max(rank.loads[0].experts, default=-1) + 0.5, color="white", linewidth=1)
     axes.set(xlabel=f"expert (white lines: {len(summary.stats)} ranks)", ylabel="layer", title="Expert load")
     figure.savefig(path, dpi=110)
