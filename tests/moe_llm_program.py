@@ -1,7 +1,7 @@
 """What test_moe_llm.py runs in a process of its own: the demo's stages, with a random model of a few kilobytes.
 
-`serve RANKS LAYER:EXPERT|none QUANT|none` prepares, generates, reports and checks as examples/moe_llm/demo.py does, in the
-current folder; exits with 1 if a check failed. `perplexity` compares the demo's figure with a slow, obvious one.
+`serve RANKS LAYER:EXPERT|none QUANT|none` prepares, generates, reports and checks as examples/moe_llm/demo.py does,
+in the current folder; exits with 1 if a check failed. `perplexity` compares the demo's figure with a slow, obvious one.
 Only the GGUF file and the real tokenizer are replaced.
 """
 

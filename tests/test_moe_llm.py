@@ -55,6 +55,7 @@ def test_perplexity_is_what_its_definition_says(tmp_path):
     [
         (["--ranks", "0"], "--ranks and --max-tokens must be at least 1"),
         (["--topk", "33"], "--topk 33 must be between 1 and --experts 32"),
+        (["--quant", "int4"], "argument --quant: invalid choice: 'int4'"),
         (["--break-expert", "3"], "expected LAYER:EXPERT"),
     ],
 )

@@ -23,7 +23,6 @@ from truth import Truth
 LOGIT_TOLERANCE = 0.01
 
 
-
 @dataclass(frozen=True)
 class Bound:
     """How much quantised rows may change: any logit, the divergence in nats a token, the perplexity in proportion."""
@@ -107,18 +106,30 @@ def check_difference(quant: str, found: Difference, before: float, after: float)
     bound = QUANT_BOUNDS[quant]
     change = abs(after / before - 1)
     return [
-        Check(f"{quant} logits", 0 < found.largest <= bound.logit, f"at most {found.largest:.3f} apart, bound {bound.logit:g}"),
+        Check(
+            f"{quant} logits",
+            0 < found.largest <= bound.logit,
+            f"at most {found.largest:.3f} apart, bound {bound.logit:g}",
+        ),
         Check(
             f"{quant} predictions",
             found.divergence <= bound.divergence,
             f"KL {found.divergence:.2e} nats, bound {bound.divergence:g}",
         ),
-        Check(f"{quant} perplexity", change <= bound.perplexity, f"changes by {change:.2%}, bound {bound.perplexity:.0%}"),
+        Check(
+            f"{quant} perplexity",
+            change <= bound.perplexity,
+            f"changes by {change:.2%}, bound {bound.perplexity:.0%}",
+        ),
     ]
 
 
 def check_tokens(
-    truth: Truth, requests: list[Request], answers: list[Answer], topk: int, tolerance: float = LOGIT_TOLERANCE
+    truth: Truth,
+    requests: list[Request],
+    answers: list[Answer],
+    topk: int,
+    tolerance: float = LOGIT_TOLERANCE,
 ) -> Check:
     """Every generated token is one process's choice too, or too close to it to tell them apart.
 
@@ -139,7 +150,7 @@ def check_tokens(
     total = sum(len(answer.tokens) for answer in answers)
     ok = total > 0 and unexcused == 0 and difference <= tolerance
     detail = (
-        f"{differing} of {total} tokens differ from one process, {unexcused} of them not near ties; "
+        f"{differing} of {total} tokens differ from one process, {unexcused} of them by more than twice the tolerance; "
         f"largest difference of a chosen logit {difference:.1e}"
     )
     return Check(f"generated tokens, k = {topk}", ok, detail, difference)

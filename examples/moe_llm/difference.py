@@ -31,7 +31,9 @@ def difference(requests: Sequence[Request], topk: int, plain: Path, quantised: P
     """Between what two runs left in their folders."""
     largest, total, values, divergence, same, tokens = 0.0, 0.0, 0, 0.0, 0, 0
     for request in requests:
-        ours, theirs = (np.load(logits_file(folder, topk, request.id), mmap_mode="r") for folder in (plain, quantised))
+        ours, theirs = (
+            np.load(logits_file(folder, topk, request.id), mmap_mode="r") for folder in (plain, quantised)
+        )
         for start in range(0, len(ours), ROWS):
             a, b = ours[start : start + ROWS], theirs[start : start + ROWS]
             apart = np.abs(a - b)
@@ -58,7 +60,9 @@ def perplexity_of(request: Request, topk: int, folder: Path) -> float:
     return perplexity(iter([np.load(logits_file(folder, topk, request.id), mmap_mode="r")]), request.tokens)
 
 
-def agreement(requests: Sequence[Request], topk: int, folder: Path, prompts: Sequence[Request]) -> list[tuple[int, int]]:
+def agreement(
+    requests: Sequence[Request], topk: int, folder: Path, prompts: Sequence[Request]
+) -> list[tuple[int, int]]:
     """(tokens before the first that the other run would not have written, tokens) of each text.
 
     `folder` has the other run's logits over these texts. Up to its first other choice a text that it writes by itself

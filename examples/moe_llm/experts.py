@@ -79,6 +79,8 @@ class OneProcessMoe:
         for expert in range(self._weights.experts):
             tokens, slots = np.nonzero(topk_idx == expert)
             rows = np.empty((len(tokens), x.shape[1]), np.float32)
-            run_expert(self._weights.gate_up[layer, expert], self._weights.down[layer, expert], x[tokens], rows)
+            run_expert(
+                self._weights.gate_up[layer, expert], self._weights.down[layer, expert], x[tokens], rows
+            )
             total[tokens] += topk_weights[tokens, slots, None] * rows
         return total

@@ -16,11 +16,9 @@ def dequantised(codes: np.ndarray, scales: np.ndarray | None) -> np.ndarray:
     """float32 rows of codes and their scales; rows that are float32 already stay as they are."""
     if scales is None:
         return codes
-    if scales.ndim == 2:
-        scales = np.repeat(scales, FP8_BLOCK, axis=1)[:, : codes.shape[1]]
-    else:
-        scales = scales[:, None]
-    return codes.astype(np.float32) * scales
+    by_row = scales[:, None] if scales.ndim == 1 else scales
+    block = codes.shape[1] if scales.ndim == 1 else FP8_BLOCK
+    return codes.astype(np.float32) * np.repeat(by_row, block, axis=1)[:, : codes.shape[1]]
 
 
 def row_bytes(hidden: int, quant: str | None) -> int:

@@ -89,7 +89,9 @@ def _moved(summary: Summary) -> str:
     if summary.quant is None:
         return moved
     part = row_bytes(summary.hidden, summary.quant) / row_bytes(summary.hidden, None)
-    return f"{moved}, as {summary.quant}: {part:.3f} of the {summary.moved_bytes / part / 1e6:.1f} MB of float32"
+    return (
+        f"{moved}, as {summary.quant}: {part:.3f} of the {summary.moved_bytes / part / 1e6:.1f} MB of float32"
+    )
 
 
 def _row(rank: RankStats) -> list[str]:

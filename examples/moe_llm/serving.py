@@ -19,6 +19,7 @@ from llama import Chunk, FeedForward, KvCache, Llama
 if TYPE_CHECKING:
     import xccl
 
+
 @dataclass
 class LiveSequence:
     """A sequence on its rank. Tokens that are not in the cache yet are its work for the next steps."""
