@@ -222,9 +222,7 @@ def the_first_goes_back_while_the_second_is_computed(comm, routing, first_is_bac
 
 @pytest.mark.parametrize("routing", ROUTINGS)
 def test_a_micro_batch_goes_back_while_another_is_computed(threads, routing):
-    found = threads.run(
-        the_first_goes_back_while_the_second_is_computed, 3, routing, threading.Event()
-    )
+    found = threads.run(the_first_goes_back_while_the_second_is_computed, 3, routing, threading.Event())
     assert found == [None, 2, 2]
 
 
@@ -249,9 +247,7 @@ def test_the_thread_that_serves_is_the_one_that_computes(threads, routing):
 
 def in_turn(comm, routing):
     """Two domains have sent two micro-batches each before the first is received."""
-    with xccl.DisaggregatedExperts(
-        comm, 2, *arguments(SHAPE), routing=routing, domains=[[0], [1]]
-    ) as de:
+    with xccl.DisaggregatedExperts(comm, 2, *arguments(SHAPE), routing=routing, domains=[[0], [1]]) as de:
         if not de.is_expert:
             for layer in range(2):
                 batch = batch_of(comm.rank, layer)
@@ -307,9 +303,7 @@ def test_records_are_those_of_the_cost_model(threads, attention, experts, routin
     assert {counters.fan_out for counters, _ in found[:attention]} == {
         1 if routing == "trampoline" else experts
     }
-    assert {counters.hops for counters, _ in found} == {
-        2 if routing == "trampoline" and experts > 1 else 1
-    }
+    assert {counters.hops for counters, _ in found} == {2 if routing == "trampoline" and experts > 1 else 1}
 
 
 def count_of_domains(comm, domains, routing):
