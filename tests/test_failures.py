@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from dataclasses import replace
@@ -479,6 +481,33 @@ def test_ctrl_c_in_a_wait_raises_keyboard_interrupt_and_tells_the_others(process
     assert "interrupted in all_gather #1" in str(refusal)
     assert type(outcomes[1].value) is xccl.PeerFailed
     assert outcomes[1].value.ranks == [0]
+
+
+A_HANDLER_THAT_WAITS = """
+import signal
+import numpy as np, xccl
+outer, inner = xccl.init(provider="local"), xccl.init(provider="local")
+told = []
+def wait(comm, timeout):
+    try:
+        comm.recv(np.empty(1), 0, timeout=timeout)
+    except xccl.Error as error:
+        told.append(type(error).__name__)
+def handle(*_):
+    wait(outer, 0.1)
+    wait(inner, 0.1)
+signal.signal(signal.SIGALRM, handle)
+signal.setitimer(signal.ITIMER_REAL, 0.2)
+wait(outer, 1)
+print(*told)
+"""
+
+
+def test_a_signal_handler_may_wait_in_another_communicator():
+    line = [sys.executable, "-c", A_HANDLER_THAT_WAITS]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["InvalidArgument", "Timeout", "Timeout"]
 
 
 def wait_for_a_missing_rank(part, folder, rank):

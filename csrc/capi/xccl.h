@@ -243,7 +243,8 @@ void xccl_comm_config_init(xccl_comm_config* config, size_t size);
  * several times, one after the other or at once, if all ranks do so in the same order.
  *
  * Launchers: `xccl run -n 4 ./program`, torchrun --no-python, mpirun (Open MPI, MPICH, Intel MPI), srun; or by
- * hand with XCCL_RANK, XCCL_SIZE and XCCL_JOB. All ranks must be on one host.
+ * hand with XCCL_RANK, XCCL_SIZE and XCCL_JOB. All ranks must be on one host. `xccl doctor` lists the environment
+ * variables that are read; one that begins with XCCL_ and is none of them is not noticed.
  *
  * Errors: XCCL_INVALID_ARGUMENT (also: the name of the job is taken; the launcher's variables contradict each
  * other), XCCL_TIMEOUT (ranks that did not arrive), XCCL_PEER_LOST, XCCL_MISMATCH (about the number of ranks),

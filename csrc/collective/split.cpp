@@ -30,6 +30,8 @@ std::shared_ptr<Communicator> split(const std::shared_ptr<Communicator>& parent,
   if (color < -1)
     fail(Status::InvalidArgument, "color=", color, ": expected 0 or more, or -1 to be in no group");
   const auto size = static_cast<size_t>(parent->size());
+  const Deadline deadline(timeout < 0 ? parent->timeout() : timeout);  // of both exchanges
+  const auto left = [&] { return static_cast<double>(deadline.remaining_ns()) * 1e-9; };
   const Wish wish{color, key};
   std::vector<Wish> wishes(size);
   all_gather(*parent, &wish, wishes.data(), sizeof wish, timeout, Collective::split);
@@ -51,7 +53,7 @@ std::shared_ptr<Communicator> split(const std::shared_ptr<Communicator>& parent,
     };
     const Announced mine{card, parent->oldest_open()};
     std::vector<Announced> all(size);
-    all_gather(*parent, &mine, all.data(), sizeof mine, timeout, Collective::split);
+    all_gather(*parent, &mine, all.data(), sizeof mine, left(), Collective::split);
     uint64_t oldest_open = UINT64_MAX;
     for (const Announced& one : all) oldest_open = std::min(oldest_open, one.oldest_open);
     parent->free_retired(oldest_open);

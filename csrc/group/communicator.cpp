@@ -127,6 +127,15 @@ void Communicator::announce_failure(const std::string& why, RankState state) {
   // release: publishes the text. Those who are told next find it here.
   seat().state.store(static_cast<uint64_t>(state), std::memory_order_release);
   world_->announce_failure();
+  wake_members();
+}
+
+// An announcement wakes those that sleep in the communicator of all ranks; these may sleep in this one.
+void Communicator::wake_members() {
+  if (kind_ == Kind::whole) return;
+  for (size_t member = 0; member < group_.doorbells.size(); ++member)
+    if (static_cast<int>(member) != rank())
+      world_->provider().notify(group_.controls[member], group_.doorbells[member], -1);
 }
 
 // Takes no part any more, in shrink either.
@@ -249,6 +258,7 @@ void Communicator::end(const Error& cause) {
     case Status::PeerFailed:
       // The source tells it too; but all must know before this rank's caller touches what others pull.
       for (const int rank : cause.ranks) world_->relay(rank);
+      wake_members();
       return;
     case Status::Closed:  // who needs a rank that has closed finds out by itself
       return;

@@ -170,7 +170,8 @@ class Communicator : public Vigil {
   void await_members(Operation& op, Ready ready) {
     for (int step = 1; step < size(); ++step) {
       const int member = (rank() + step) % size();
-      if (!ready(member)) await(op, member, [&] { return ready(member); }, [&](int other) { return ready(other); });
+      if (!ready(member))
+        await(op, member, [&] { return ready(member); }, [&](int other) { return ready(other); });
     }
   }
   // Waits until ready() holds; `member` makes it so, -1: anybody. `done` tells who has done its part: who has not, and
@@ -352,6 +353,7 @@ class Communicator : public Vigil {
   uint64_t seat_word(int member, uint64_t offset);
   RankState state(int member) { return static_cast<RankState>(seat_word(member, offsetof(Seat, state))); }
   void announce_failure(const std::string& why, RankState state);
+  void wake_members();
   void leave_seat();
   std::string failure_text(int member);
   void prepare(const std::vector<int>& members);

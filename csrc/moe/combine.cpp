@@ -275,8 +275,6 @@ void ExpertParallel::start_combine(const void* rows, const Dispatched& result, c
   });
 }
 
-void ExpertParallel::finish_combine(double timeout) {
-  finish_pending("combine", timeout);
-}
+void ExpertParallel::finish_combine(double timeout) { finish_pending("combine", timeout); }
 
 }  // namespace xccl

@@ -69,7 +69,9 @@ std::shared_ptr<View> PointToPoint::recv_view(int src, int tag, double timeout, 
   post(request);
   if (!spin(request)) complete_receive(frame, "recv_view", request, timeout);
   frame.about(*this, result(request));
-  return request.view;
+  // Whoever drops it last releases it: release, so that what has been read of the message, in any thread, was read before.
+  return {request.view.get(),
+          [view = request.view](View* dropped) { dropped->released.store(true, std::memory_order_release); }};
 }
 
 void PointToPoint::complete_receive(const Frame& frame, const char* op, Request& request, double timeout,
@@ -318,7 +320,7 @@ void PointToPoint::lend(Channel& from, Request& request, Message& message) {
 void PointToPoint::return_views() {
   const auto returned = std::partition(views_.begin(), views_.end(), [](const auto& view) {
     // acquire: what was read of the view was read before it was released.
-    return !view->released.load(std::memory_order_acquire) && view.use_count() > 1;
+    return !view->released.load(std::memory_order_acquire);
   });
   for (auto one = returned; one != views_.end(); ++one) {
     Channel& from = channel((*one)->info.source);

@@ -14,13 +14,15 @@ void check_signals() {
   if (PyErr_CheckSignals() != 0) throw py::error_already_set();
 }
 
+// Of this thread, while a wait is without the GIL. A signal handler that Python runs in that wait may wait itself: what it
+// saves is the same state, which stays here for the wait outside.
 thread_local PyThreadState* saved = nullptr;
 
 void release_for_long_wait(bool begins) {
   if (begins)
     saved = PyEval_SaveThread();
   else
-    PyEval_RestoreThread(std::exchange(saved, nullptr));
+    PyEval_RestoreThread(saved);
 }
 
 struct Messages {

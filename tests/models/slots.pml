@@ -5,7 +5,7 @@
 // them, in any order, as calls that do not wait would. In the end everybody closes, and the memory is used for something
 // else.
 //
-// Models csrc/moe/expert_parallel.cpp: exchange, await_passed, input_buffer, output_buffer, close, in_use, connect
+// Models csrc/moe/expert_parallel.cpp: publish, hear, await_passed, input_buffer, output_buffer, close, in_use, connect
 // Models csrc/moe/dispatch.cpp: stage, write_lists, pull_rows
 // Models csrc/moe/combine.cpp: stage, write_bases, sum_direct
 // Models csrc/sync/board.cpp: post, finish, learn, passed, slot_offset

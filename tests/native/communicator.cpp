@@ -215,10 +215,30 @@ TEST("who cannot make its part of a sub-group tells the others") {
     try {
       split(whole, 0, 0, 20);
       CHECK(false);
-    } catch (const std::bad_alloc&) {
-      CHECK(short_of_memory);
     } catch (const Error& error) {
-      CHECK(error.status == Status::PeerFailed && error.ranks == std::vector<int>{1});
+      const Status status = short_of_memory ? Status::OutOfMemory : Status::PeerFailed;
+      CHECK(error.status == status && error.op == "split");
+      if (!short_of_memory) CHECK(error.ranks == std::vector<int>{1});
+      CHECK_THROWS(barrier(comm), status);  // the first cause stays
+    }
+  });
+  test_point_hook = nullptr;
+}
+
+TEST("the deadline of a split is that of all its rounds") {
+  static thread_local bool is_late = false;
+  test_point_hook = [](const char* name) {
+    if (is_late && name == std::string("split.met"))
+      std::this_thread::sleep_for(std::chrono::milliseconds(600));
+  };
+  test::on_ranks(2, test::local_config(true), [](Communicator& comm, const auto& whole) {
+    is_late = comm.rank() == 1;
+    if (is_late) std::this_thread::sleep_for(std::chrono::milliseconds(600));
+    try {
+      split(whole, 0, 0, is_late ? 60 : 1);
+      CHECK(false);
+    } catch (const Error& error) {
+      CHECK(error.status == (is_late ? Status::PeerFailed : Status::Timeout));
     }
   });
   test_point_hook = nullptr;

@@ -695,6 +695,42 @@ TEST("an array that its sender takes back and frees just when it is received is 
   CHECK(pair.receiver().wait(*receive).bytes == 4);
 }
 
+TEST("a peer that posts without end does not keep a call from ending") {
+  constexpr int receives = 40'000;
+  Pair pair;
+  int finished = 0;
+  // Each message that is taken makes another one come.
+  const auto send = [&](void*) {
+    if (++finished < receives) pair.sender().send(nullptr, 0, 1, 1);
+  };
+  for (int i = 0; i < receives; ++i)
+    pair.receiver().irecv(nullptr, 0, 0, 1, std::shared_ptr<void>(&pair, send));
+  pair.sender().send(nullptr, 0, 1, 1);
+  pair.receiver().try_advance();
+  CHECK(finished > 0 && finished < receives);
+  while (finished < receives) pair.receiver().try_advance();
+}
+
+TEST("a message that another thread has borrowed is written again only when that has read it") {
+  both_ways(2, [](PointToPoint& p2p) {
+    constexpr uint64_t bytes = 20'000;
+    Memory memory(p2p, bytes, true);
+    fill(memory.get(), bytes, 1);
+    if (p2p.comm().rank() == 0) {
+      p2p.wait(*p2p.isend(memory.get(), bytes, 1, 1));
+      std::memset(memory.get(), 0, bytes);
+      return barrier(p2p.comm());
+    }
+    auto view = p2p.recv_view(0, 1);
+    std::thread reader([borrowed = std::move(view)]() mutable {
+      CHECK(is_filled(borrowed->data, bytes, 1));
+      borrowed.reset();
+    });
+    barrier(p2p.comm());  // comes when the sender has heard that the view has gone
+    reader.join();
+  });
+}
+
 TEST("a sendrecv that is late has taken nothing, and its error tells whether it has sent") {
   Pair pair;
   int message = 5, got = 0;

@@ -33,4 +33,6 @@ def require_agreement(comm: Communicator, arguments: Mapping[str, Any], timeout:
 
 def _digest(value: Any) -> int:
     """The same in all processes for values that look the same, unlike `hash`."""
-    return int.from_bytes(hashlib.blake2b(repr(value).encode(), digest_size=8).digest(), "little", signed=True)
+    return int.from_bytes(
+        hashlib.blake2b(repr(value).encode(), digest_size=8).digest(), "little", signed=True
+    )

@@ -5,6 +5,8 @@ On the way back it sums, and one row for each token returns. Not here: what a me
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,7 @@ from xccl.array import Array
 from xccl.communicator import Communicator
 from xccl.disaggregated.lane import END, Batch, Lane, pairs, row_bytes
 from xccl.disaggregated.message import Microbatch
-from xccl.errors import InvalidArgument, Mismatch
+from xccl.errors import InvalidArgument, Mismatch, PeerFailed
 from xccl.expert_parallel import Dispatched, ExpertParallel
 
 
@@ -59,7 +61,7 @@ class Trampoline(Lane):
         self._post(rows, ids, factors, tag, timeout)
         self._tokens = len(rows)
 
-    def start_the_end(self, timeout: float | None) -> None:
+    def _start_the_end(self, timeout: float | None) -> None:
         self._post(*self._like.nothing(), END, timeout)
 
     def finish_the_end(self, timeout: float | None) -> None:
@@ -93,7 +95,7 @@ class Trampoline(Lane):
 
     # --- Experts ---
 
-    def receive(self, timeout: float | None) -> Batch | None:
+    def _receive(self, timeout: float | None) -> Batch | None:
         assert self.ep is not None
         views = [self.comm.recv_view(client, timeout=timeout) for client in self._clients]
         parts = [
@@ -117,7 +119,8 @@ class Trampoline(Lane):
             raise Mismatch(
                 f"a2e: attention ranks {clients} give tags {sorted(tags)}", op="a2e", ranks=clients
             )
-        d = self.ep.dispatch(x, ids, factors, tag=next(iter(tags), None), timeout=timeout)
+        with self._blaming():
+            d = self.ep.dispatch(x, ids, factors, tag=next(iter(tags), None), timeout=timeout)
         self._count(pairs(ids, self.ep) - self._own_rows(d), "dispatch")
         return self._batch(d)
 
@@ -128,7 +131,8 @@ class Trampoline(Lane):
         if len(self._sums) < tokens:
             self._sums = self.comm.empty((tokens, self._like.hidden), self._like.dtype)
         sums = self._sums[:tokens]
-        self.ep.combine(rows, d, out=sums, timeout=timeout)
+        with self._blaming():
+            self.ep.combine(rows, d, out=sums, timeout=timeout)
         self._count(d.num_rows - self._own_rows(d), "combine")
         d.release()
         ends = np.cumsum(self._parts)
@@ -141,6 +145,15 @@ class Trampoline(Lane):
         self.written_to |= {self.ranks[client] for client in self._clients}
         for request in requests:
             request.wait(timeout)
+
+    @contextlib.contextmanager
+    def _blaming(self) -> Iterator[None]:
+        """An expert rank gives up because attention has died, which is none of the experts' group: that is the cause."""
+        try:
+            yield
+        except PeerFailed:
+            self.comm.iprobe()  # PeerLost if a rank of the lane has died
+            raise
 
     def _own_rows(self, d: Dispatched) -> int:
         assert self._group is not None
