@@ -487,6 +487,8 @@ def in_the_child():
         lambda: lib.xccl_ep_create(comm, ep_config(), DEFAULT, ffi.cast("xccl_ep **", OUT)),
         lambda: lib.xccl_ep_input_buffer(ep, 1, DEFAULT, OUT),
         lambda: lib.xccl_ep_combine(ep, NULL, d, NULL, DEFAULT, NULL),
+        lambda: lib.xccl_ep_combine_start(ep, NULL, d, NULL, DEFAULT, NULL),
+        lambda: lib.xccl_ep_combine_finish(ep, DEFAULT),
         lambda: lib.xccl_result_output_buffer(d, DEFAULT, OUT),
     ):
         assert call() == lib.XCCL_CLOSED, text(lib.xccl_error_message())
