@@ -33,7 +33,8 @@ from c_api import (
 )
 from ranks import Part
 
-ENVIRON = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}  # of a program that imports c_api
+FOLDERS = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+ENVIRON = {**os.environ, "PYTHONPATH": os.pathsep.join(FOLDERS)}  # of a program that imports c_api
 
 
 @pytest.fixture
