@@ -153,7 +153,12 @@ void ExpertParallel::connect(const std::vector<Card>& cards) {
       fail(Status::Failure, "rank ", comm_->job_rank(member), " sent a malformed card");
     offsets.push_back(card.board_offset);
     oldest_open = std::min(oldest_open, card.oldest_open);
-    peers_.push_back(comm_->world().provider().attach(comm_->job_rank(member), card.region));
+    try {
+      peers_.push_back(comm_->world().provider().attach(comm_->job_rank(member), card.region));
+    } catch (const Error&) {
+      comm_->require_trust();  // who has failed meanwhile said so, and then gave its region back
+      throw;
+    }
   }
   comm_->free_retired(oldest_open);
   id_ = comm_->new_object();
