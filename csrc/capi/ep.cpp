@@ -165,8 +165,8 @@ xccl_status xccl_ep_input_buffer(xccl_ep* ep, int64_t tokens, double timeout, vo
 xccl_status xccl_ep_dispatch(xccl_ep* ep, const void* x, int64_t tokens, const void* topk_experts,
                              xccl_dtype expert_dtype, const float* topk_weights, double timeout,
                              xccl_result** result_out) {
-  return dispatch_new(__func__, ep, x, tokens, topk_experts, expert_dtype, topk_weights, timeout, Piece::whole,
-                      result_out);
+  return dispatch_new(__func__, ep, x, tokens, topk_experts, expert_dtype, topk_weights, timeout,
+                      Piece::whole, result_out);
 }
 
 xccl_status xccl_ep_dispatch_start(xccl_ep* ep, const void* x, int64_t tokens, const void* topk_experts,
