@@ -127,7 +127,7 @@ def in_halves(part):
     given = [
         (at(b.x), len(b.x), at(b.topk_idx), lib.XCCL_INT64, as_type("float", b.topk_weights)) for b in batches
     ]
-    sums = [np.zeros_like(b.x) for b in batches]
+    sums, found, routings = [np.zeros_like(b.x) for b in batches], [], []
     with joined(part) as comm:
         eps = [made("xccl_ep", lib.xccl_ep_create, comm, ep_config(), DEFAULT) for _ in batches]
         for again in (False, True):
@@ -153,7 +153,7 @@ def in_halves(part):
                 lib.xccl_result_destroy(d)  # the rows stay until they have been combined
             for ep in eps:
                 must(lib.xccl_ep_combine_finish(ep, DEFAULT))
-            found = [y.copy() for y in sums] if not again else [*found, *sums]
+            found += [y.copy() for y in sums]
         with pytest.raises(CError, match="no dispatch has been started"):
             made("xccl_result", lib.xccl_ep_dispatch_finish, eps[0], DEFAULT)
         with pytest.raises(CError, match="nothing has been started"):

@@ -1,4 +1,4 @@
-"""That all ranks make a `DisaggregatedExperts` with the same arguments; what would come of others is no error, but a hang.
+"""That all ranks make a `DisaggregatedExperts` with the same arguments; other ones would be no error, but a hang.
 
 An ExpertParallel checks the same for its own ranks. But by trampoline attention ranks have none, and numbers of
 micro-batches and domains decide how many communicators there are. Used by experts.py.

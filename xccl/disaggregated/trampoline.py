@@ -148,7 +148,7 @@ class Trampoline(Lane):
 
     @contextlib.contextmanager
     def _blaming(self) -> Iterator[None]:
-        """An expert rank gives up because attention has died, which is none of the experts' group: that is the cause."""
+        """An expert rank gives up because attention has died, which is none of their group: that is the cause."""
         try:
             yield
         except PeerFailed:
