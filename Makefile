@@ -27,6 +27,8 @@ LINTERS := $(VENV)/.linters
 DEMO_NEEDS := $(VENV)/.demo-needs
 BENCH_NEEDS := $(VENV)/.bench-needs
 
+PYTEST := $(BIN)/pytest -c $(CURDIR)/pyproject.toml --rootdir=$(CURDIR) $(CURDIR)/tests
+
 DEMO := examples/moe_llm
 SOURCES := $(shell find $(wildcard csrc xccl cmake) -type f -not -path '*/__pycache__/*' | LC_ALL=C sort)
 PYTHON_CODE := $(wildcard xccl tests bench examples)
@@ -37,7 +39,7 @@ NO_ASLR := $(shell setarch $$(uname -m) -R true 2>/dev/null && echo setarch $$(u
 
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test native crash-matrix tsan asan soak model mutants bench lint format clean FORCE
+.PHONY: help demo test native crash-matrix tsan asan asan-python soak model mutants bench lint format clean FORCE
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -52,7 +54,7 @@ demo: $(PACKAGE) $(DEMO_NEEDS)  ## a real language model, its experts spread ove
 # test's child process would find it before the installed package.
 test: native tsan $(PACKAGE) $(DEMO_NEEDS)  ## all tests: native, native under ThreadSanitizer, then Python
 	@mkdir -p build/pytest
-	cd build/pytest && $(BIN)/pytest -c $(CURDIR)/pyproject.toml --rootdir=$(CURDIR) $(CURDIR)/tests $(PYTEST_ARGS)
+	cd build/pytest && $(PYTEST) $(PYTEST_ARGS)
 
 native: build/debug/build.ninja  ## native tests, assertions on
 	cmake --build --preset debug
@@ -71,6 +73,19 @@ tsan: build/tsan/build.ninja  ## native tests under ThreadSanitizer
 asan: build/asan/build.ninja  ## native tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	cmake --build --preset asan
 	ctest --preset asan
+
+# Python itself is not built with AddressSanitizer, so the runtimes are loaded before it, with the
+# C++ library, whose exceptions they look for at once. What Python never frees is no finding, so leaks are not looked for.
+ASAN_PACKAGE := $(CURDIR)/build/asan/python
+ASAN_ENVIRON = PYTHONPATH=$(ASAN_PACKAGE) UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
+  ASAN_OPTIONS=detect_stack_use_after_return=1:strict_string_checks=1:detect_leaks=0 \
+  LD_PRELOAD="$(foreach library,libasan.so libubsan.so libstdc++.so.6,$(shell $(or $(CXX),c++) -print-file-name=$(library)))"
+
+asan-python: build/asan/build.ninja $(PACKAGE)  ## Python tests under the same
+	cmake --build --preset asan
+	@rm -rf $(ASAN_PACKAGE) && mkdir -p $(ASAN_PACKAGE) build/pytest && cp -r xccl $(ASAN_PACKAGE)
+	cmake --install build/asan --prefix $(ASAN_PACKAGE)
+	cd build/pytest && $(ASAN_ENVIRON) $(PYTEST) $(PYTEST_ARGS)
 
 model:  ## the models of the protocols and their broken variants, searched by spin
 	$(PYTHON) tests/models/run.py
@@ -140,5 +155,5 @@ $(BENCH_NEEDS): pyproject.toml $(PACKAGE)
 
 # Later changes of CMakeLists.txt are noticed by the build itself.
 build/%/build.ninja: CMakePresets.json $(BUILD_TOOLS)
-	cmake --preset $*
+	VIRTUAL_ENV=$(abspath $(VENV)) pybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir) cmake --preset $*
 	@touch $@

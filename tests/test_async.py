@@ -192,6 +192,116 @@ def test_close_between_the_halves_leaves_what_was_published(either_provider):
     assert nothing is None
 
 
+def keeps_what_it_reads(comm):
+    found = []
+    with open_ep(comm) as ep:
+        mine = batches_of(comm, 3)[comm.rank]
+        x = ep.input_buffer(len(mine.x))
+        x[:] = mine.x
+        pending = ep.dispatch_async(x, *given(mine)[1:])
+        ep.input_buffer(1)[:] = -1  # the other one
+        found.append(error_of(ep.input_buffer, 1))
+        with pending.wait() as d:
+            rows = d.output_buffer()
+            rows[:] = d.x
+            pending = ep.combine_async(rows, d)
+            found.append(error_of(d.output_buffer))
+            same_bits(pending.wait(), combined(mine, SHAPE))
+            d.output_buffer()
+    return found
+
+
+def test_a_buffer_that_is_still_read_is_not_given_out(either_provider):
+    for first, second in either_provider.run(keeps_what_it_reads, 2):
+        assert type(first) is type(second) is xccl.InvalidArgument
+        assert "the input buffer is in use until dispatch #1" in str(first)
+        assert "the result is in use until combine #2" in str(second)
+
+
+def drop(comm):
+    """What is dropped stays started: the others get its rows, the object is good for closing only."""
+    ep = open_ep(comm)
+    batches = batches_of(comm, 3)
+    pending = ep.dispatch_async(*given(batches[comm.rank]))
+    if comm.rank == 0:
+        del pending
+        error = error_of(ep.dispatch, *given(batches[0]))
+    else:
+        error = None
+        with pending.wait() as d:
+            same_bits(d.x, dispatched(comm.rank, batches, SHAPE).x)
+    ep.close()
+    comm.barrier()
+    return error
+
+
+def test_a_pending_that_is_dropped_stays_started(either_provider):
+    error, nothing = either_provider.run(drop, 2)
+    assert type(error) is xccl.InvalidArgument
+    assert "not been waited for" in str(error)
+    assert nothing is None
+
+
+def fork_between_the_halves(comm):
+    with open_ep(comm) as ep:
+        mine = batches_of(comm, 3)[comm.rank]
+        pending = ep.dispatch_async(*given(mine))
+        reader, writer = os.pipe()
+        child = os.fork()
+        if child == 0:
+            names = [type(error_of(call)).__name__ for call in (pending.wait, pending.test)]
+            os.write(writer, ",".join(names).encode())
+            os._exit(0)
+        os.close(writer)
+        with os.fdopen(reader) as pipe:
+            said = pipe.read()
+        os.waitpid(child, 0)
+        with pending.wait() as d:
+            same_bits(ep.combine(d.x, d), combined(mine, SHAPE))
+    return said
+
+
+def test_a_forked_child_finishes_nothing_and_the_parent_does(processes):
+    assert processes.run(fork_between_the_halves, 2) == ["Closed,Closed"] * 2
+
+
+def wait_in_two_threads(comm, one_is_inside):
+    """While one thread waits for a late rank another is turned away; afterwards it has the same result."""
+    with open_ep(comm) as ep:
+        batches = batches_of(comm, 3)
+        if comm.rank == 1:
+            assert one_is_inside.wait(60)
+        pending = ep.dispatch_async(*given(batches[comm.rank]))
+        if comm.rank == 1:
+            pending.wait().release()
+            return None
+        found = []
+        waiting = threading.Thread(target=lambda: found.append(pending.wait(60)))
+        waiting.start()
+        refused = []
+
+        def is_inside():
+            try:
+                assert not pending.test()
+            except xccl.InvalidArgument as error:
+                refused.append(str(error))
+            return bool(refused)
+
+        wait_until(is_inside, "the thread is inside its wait")
+        one_is_inside.set()
+        waiting.join(60)
+        with pending.wait() as d:
+            assert d is found[0]
+            same_bits(d.x, dispatched(comm.rank, batches, SHAPE).x)
+        return refused[0]
+
+
+def test_a_second_thread_is_turned_away_and_disturbs_nothing(threads):
+    refused, nothing = threads.run(wait_in_two_threads, 2, threading.Event())
+    assert "another thread is inside a call" in refused
+    assert nothing is None
+
+
 def late(comm):
     with open_ep(comm) as ep:
         mine = batches_of(comm, 3)[comm.rank]
@@ -199,6 +309,7 @@ def late(comm):
             return error_of(comm.barrier)
         pending = ep.dispatch_async(*given(mine))
         assert not pending.test()
+        assert not pending.done
         first = error_of(pending.wait, 0.2)
         return first, error_of(pending.wait), error_of(pending.test)
 
@@ -246,3 +357,5 @@ def test_a_death_between_the_halves_is_named_and_the_others_shrink(processes, tm
     for rank in (0, 2):
         assert type(outcomes[rank].value) is xccl.PeerLost, outcomes[rank]
         assert outcomes[rank].value.ranks == [1]
+        assert outcomes[rank].value.op == "dispatch"
+        assert outcomes[rank].value.seq == 1

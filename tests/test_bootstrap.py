@@ -19,6 +19,7 @@ import pytest
 from ranks import Part, error_of, kill, mark, marked, state_of, wait_until
 
 import xccl
+from xccl import _core
 
 
 def join(part, *, startup_timeout=60.0, **changes):
@@ -377,3 +378,94 @@ def test_a_rank_that_comes_to_a_stranger_gets_an_error(processes, tmp_path):
 
     [found] = processes.run(come_to_a_stranger, 1, tmp_path, len(answers), joins=False, meanwhile=host)
     assert all(typed for typed, _ in found), found
+
+
+def come_to(part, host):
+    """Joins where `host`, a function of a socket that listens under the job's name, answers; returns the error."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(address(part.job))
+        listener.listen()
+        found = []
+        guest = threading.Thread(target=lambda: found.append(error_of(join, part, startup_timeout=20)))
+        guest.start()
+        host(listener)
+        guest.join()
+    return found[0]
+
+
+def test_another_version_of_the_memory_is_refused_with_both_versions():
+    part = Part(1, 2, f"test-version-{os.getpid()}", "posix_shm", join, (), {}, False)
+    ours = _core.layout_version
+
+    def answer_as_a_newer_one(listener):
+        member, _ = listener.accept()
+        with member:
+            said = member.recv(1 << 16)
+            magic = HEAD.unpack_from(said)[0]
+            member.send(HEAD.pack(magic, ours + 5, PARCELS, 0, 2, 2, 2))
+
+    error = come_to(part, answer_as_a_newer_one)
+    assert type(error) is xccl.Mismatch
+    assert f"its memory layout is version {ours + 5}, ours is {ours}" in str(error)
+
+
+# --- Another user -----------------------------------------------------------------------------------------------------
+
+NOBODY = 65534
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may start processes of another user")
+# Both know nothing but the name. The one that comes says a real hello; the one that hosts waits to be come to.
+COME = """
+guest = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+while guest.connect_ex(sys.argv[1]):
+    pass
+guest.settimeout(20)
+try:
+    guest.send(bytes.fromhex(sys.argv[2]))
+    print("answered" if guest.recv(1) else "dropped")
+except ConnectionError:
+    print("dropped")
+"""
+HOST = """
+host = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+host.bind(sys.argv[1])
+host.listen()
+print("hosting", flush=True)
+guest = host.accept()[0]
+guest.settimeout(20)
+print("told nothing" if not guest.recv(1) else "told something")
+"""
+
+
+def as_nobody(program, *arguments):
+    """A process of another user, which it becomes itself, for our interpreter need not be that user's to read."""
+    become = f"import os, socket, sys; os.setgroups([]); os.setgid({NOBODY}); os.setuid({NOBODY})"
+    line = [sys.executable, "-c", become + program, *arguments]
+    return subprocess.Popen(line, stdout=subprocess.PIPE, text=True)
+
+
+@as_root
+def test_a_process_of_another_user_is_turned_away_and_the_job_starts(processes, tmp_path):
+    part = Part(1, 3, f"{tmp_path.name}-{os.getpid()}", "posix_shm", join, (), {}, False)
+    head, parcel, _ = a_real_hello(part)
+
+    def intrude(running):
+        wait_until(lambda: marked(tmp_path, "hosting"), "rank 0 is there")
+        name = "\\0" + address((tmp_path / "hosting").read_text())[1:]
+        program = COME.replace("sys.argv[1]", f"'{name}'")
+        with as_nobody(program, "", (HEAD.pack(*head) + parcel).hex()) as intruder:
+            assert intruder.communicate(timeout=50)[0] == "dropped\n"
+        mark(tmp_path, "spoken")
+
+    assert processes.run(disturbed_rank, 3, tmp_path, joins=False, meanwhile=intrude) == [0, 0, 0]
+
+
+@as_root
+def test_a_rank_tells_a_process_of_another_user_nothing():
+    part = Part(1, 2, f"test-user-{os.getpid()}", "posix_shm", join, (), {}, False)
+    program = HOST.replace("sys.argv[1]", "'\\0" + address(part.job)[1:] + "'")
+    with as_nobody(program) as host:
+        assert host.stdout.readline() == "hosting\n"
+        error = error_of(join, part, startup_timeout=20)
+        assert host.communicate(timeout=50)[0] == "told nothing\n"
+    assert type(error) is xccl.Error
+    assert "held by a process of another user" in str(error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -22,15 +23,18 @@ from c_api import (
     created,
     ep_config,
     ffi,
+    functions,
     joined,
     lib,
     made,
     message,
     must,
+    text,
 )
 from ranks import Part
 
-ENVIRON = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}  # of a program that imports c_api
+FOLDERS = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+ENVIRON = {**os.environ, "PYTHONPATH": os.pathsep.join(FOLDERS)}  # of a program that imports c_api
 
 
 @pytest.fixture
@@ -194,6 +198,55 @@ def test_getters_of_nothing_say_so():
         lib.xccl_plan_destroy,
     ):
         destroy(NULL)
+
+
+def nothing(kind):
+    """What stands for nothing as an argument of that type."""
+    return NULL if kind.kind == "pointer" else 0
+
+
+def with_status():
+    """Functions that come to a status, with the types of their arguments."""
+    for name in sorted(functions()):
+        function = getattr(lib, name)
+        kind = ffi.typeof(function)
+        if kind.result.cname == "xccl_status" and kind.args:
+            yield name, function, kind.args
+
+
+def test_every_function_can_be_called_with_nothing():
+    for name in sorted(functions()):
+        function = getattr(lib, name)
+        function(*map(nothing, ffi.typeof(function).args))
+    for name, function, kinds in with_status():
+        assert function(*map(nothing, kinds)) == lib.XCCL_INVALID_ARGUMENT, name
+        assert re.match(rf"{name}: (\w+ is (NULL|0)|timeout=0)", text(lib.xccl_error_message()))
+
+
+def test_every_function_on_a_communicator_names_what_is_missing(alone):
+    """Only the handle is right. What needs no more than that works; the rest is refused, and breaks nothing."""
+    works = {"xccl_comm_reset_wait_stats", "xccl_memory_free"}
+    ends = {"xccl_comm_close", "xccl_comm_abort"}
+    tried = 0
+    for name, function, kinds in with_status():
+        if kinds[0].cname != "xccl_comm *" or name in ends:
+            continue
+        status = function(alone, *map(nothing, kinds[1:]))
+        assert status == (lib.XCCL_OK if name in works else lib.XCCL_INVALID_ARGUMENT), name
+        must(lib.xccl_comm_barrier(alone, DEFAULT))
+        tried += 1
+    assert tried > 20
+
+
+def test_every_function_of_an_xccl_ep_names_what_is_missing(alone):
+    ep = made("xccl_ep", lib.xccl_ep_create, alone, ep_config(), DEFAULT)
+    for name, function, kinds in with_status():
+        if kinds[0].cname == "xccl_ep *" and name != "xccl_ep_close":
+            assert function(ep, *map(nothing, kinds[1:])) == lib.XCCL_INVALID_ARGUMENT, name
+    lib.xccl_result_destroy(
+        made("xccl_result", lib.xccl_ep_dispatch, ep, NULL, 0, NULL, lib.XCCL_INT32, NULL, DEFAULT)
+    )
+    lib.xccl_ep_destroy(ep)
 
 
 def test_an_output_is_set_on_success_only():
@@ -435,6 +488,8 @@ def in_the_child():
         lambda: lib.xccl_ep_create(comm, ep_config(), DEFAULT, ffi.cast("xccl_ep **", OUT)),
         lambda: lib.xccl_ep_input_buffer(ep, 1, DEFAULT, OUT),
         lambda: lib.xccl_ep_combine(ep, NULL, d, NULL, DEFAULT, NULL),
+        lambda: lib.xccl_ep_combine_start(ep, NULL, d, NULL, DEFAULT, NULL),
+        lambda: lib.xccl_ep_combine_finish(ep, DEFAULT),
         lambda: lib.xccl_result_output_buffer(d, DEFAULT, OUT),
     ):
         assert call() == lib.XCCL_CLOSED, text(lib.xccl_error_message())

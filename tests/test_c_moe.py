@@ -121,6 +121,55 @@ def test_dispatch_and_combine_give_what_they_must(ranks, narrow):
         assert w.tobytes() == truth.combined(heavy, SHAPE).tobytes()
 
 
+def in_halves(part):
+    """Two objects, a call of each under way at once; the second goes again by the routing of the first round."""
+    batches = [batch_of(part.rank, seed) for seed in (5, 6)]
+    given = [
+        (at(b.x), len(b.x), at(b.topk_idx), lib.XCCL_INT64, as_type("float", b.topk_weights)) for b in batches
+    ]
+    sums, found, routings = [np.zeros_like(b.x) for b in batches], [], []
+    with joined(part) as comm:
+        eps = [made("xccl_ep", lib.xccl_ep_create, comm, ep_config(), DEFAULT) for _ in batches]
+        for again in (False, True):
+            for ep, call in zip(eps, given, strict=True):
+                if again:
+                    routing = routings.pop(0)
+                    must(lib.xccl_ep_dispatch_again_start(ep, *call[:2], routing, DEFAULT))
+                    lib.xccl_routing_destroy(routing)
+                else:
+                    must(lib.xccl_ep_dispatch_start(ep, *call, DEFAULT))
+            with pytest.raises(CError, match="has been started") as caught:
+                must(lib.xccl_ep_dispatch_start(eps[0], *given[0], DEFAULT))
+            assert caught.value.status == "XCCL_INVALID_ARGUMENT"
+            routings = []
+            for ep, y in zip(eps, sums, strict=True):
+                while (status := lib.xccl_ep_can_finish(ep)) == lib.XCCL_PENDING:
+                    pass
+                must(status)
+                d = made("xccl_result", lib.xccl_ep_dispatch_finish, ep, DEFAULT)
+                y[:] = 0
+                must(lib.xccl_ep_combine_start(ep, lib.xccl_result_x(d), d, NULL, DEFAULT, at(y)))
+                routings.append(made("xccl_routing", lib.xccl_routing_copy, lib.xccl_result_routing(d)))
+                lib.xccl_result_destroy(d)  # the rows stay until they have been combined
+            for ep in eps:
+                must(lib.xccl_ep_combine_finish(ep, DEFAULT))
+            found += [y.copy() for y in sums]
+        with pytest.raises(CError, match="no dispatch has been started"):
+            made("xccl_result", lib.xccl_ep_dispatch_finish, eps[0], DEFAULT)
+        with pytest.raises(CError, match="nothing has been started"):
+            must(lib.xccl_ep_can_finish(eps[0]))
+        for ep, routing in zip(eps, routings, strict=True):
+            lib.xccl_ep_destroy(ep)
+            lib.xccl_routing_destroy(routing)
+    return found
+
+
+def test_in_halves_the_sums_are_the_same(ranks):
+    for rank, found in enumerate(ranks.run(in_halves, 3, joins=False)):
+        expected = [truth.combined(batch_of(rank, seed), SHAPE).tobytes() for seed in (5, 6)]
+        assert [y.tobytes() for y in found] == 2 * expected
+
+
 def tokens_once(part):
     batch = batch_of(part.rank, 3)
     y = np.zeros_like(batch.x)

@@ -199,6 +199,77 @@ def test_a_micro_batch_is_received_while_another_is_computed(threads, routing):
         same_bits(y, combined(batch_of(3, layer), SHAPE, lambda expert, rows: rows))
 
 
+def the_first_goes_back_while_the_second_is_computed(comm, routing, first_is_back):
+    with xccl.DisaggregatedExperts(comm, 1, *arguments(SHAPE), routing=routing, micro_batches=2) as de:
+        if de.is_expert:
+
+            def compute(batch):
+                # Ends only when attention has the sums of the first, which another thread has sent in the meantime.
+                if batch.tag == 1:
+                    assert first_is_back.wait(60)
+                return batch.x
+
+            return de.serve(compute)
+        for layer in range(2):
+            batch = batch_of(3, layer)
+            de.a2e(batch.x, batch.topk_idx, batch.topk_weights, tag=layer)
+        de.e2a()
+        first_is_back.set()
+        de.e2a()
+        de.end()
+        return None
+
+
+@pytest.mark.parametrize("routing", ROUTINGS)
+def test_a_micro_batch_goes_back_while_another_is_computed(threads, routing):
+    found = threads.run(the_first_goes_back_while_the_second_is_computed, 3, routing, threading.Event())
+    assert found == [None, 2, 2]
+
+
+def in_which_thread(comm, routing):
+    with xccl.DisaggregatedExperts(comm, 1, *arguments(SHAPE), routing=routing) as de:
+        if not de.is_expert:
+            return attend(comm, de, range(LAYERS))
+        threads = set()
+
+        def compute(batch):
+            threads.add(threading.get_ident())
+            return batch.x
+
+        de.serve(compute)
+        return threads == {threading.get_ident()}
+
+
+@pytest.mark.parametrize("routing", ROUTINGS)
+def test_the_thread_that_serves_is_the_one_that_computes(threads, routing):
+    assert threads.run(in_which_thread, 3, routing)[1:] == [True, True]
+
+
+def in_turn(comm, routing):
+    """Two domains have sent two micro-batches each before the first is received."""
+    with xccl.DisaggregatedExperts(comm, 2, *arguments(SHAPE), routing=routing, domains=[[0], [1]]) as de:
+        if not de.is_expert:
+            for layer in range(2):
+                batch = batch_of(comm.rank, layer)
+                de.a2e(batch.x, batch.topk_idx, batch.topk_weights, tag=layer)
+        comm.barrier()
+        if not de.is_expert:
+            de.e2a()
+            de.e2a()
+            return de.end()
+        seen = []
+        while (batch := de.receive()) is not None:
+            seen.append((batch.tag, batch.domain))
+            de.send(batch, batch.x)
+        return seen
+
+
+@pytest.mark.parametrize("routing", ROUTINGS)
+def test_domains_that_wait_are_taken_in_turn(threads, routing):
+    for seen in threads.run(in_turn, 4, routing)[2:]:
+        assert seen == [(0, 0), (0, 1), (1, 0), (1, 1)]
+
+
 # --- Counting ------------------------------------------------------------------------------------------------------
 
 
@@ -232,7 +303,36 @@ def test_records_are_those_of_the_cost_model(threads, attention, experts, routin
     assert {counters.fan_out for counters, _ in found[:attention]} == {
         1 if routing == "trampoline" else experts
     }
-    assert {counters.hops for counters, _ in found} == {2 if routing == "trampoline" else 1}
+    assert {counters.hops for counters, _ in found} == {2 if routing == "trampoline" and experts > 1 else 1}
+
+
+def count_of_domains(comm, domains, routing):
+    """One micro-batch of each domain, each with the records that the model says of its own size."""
+    with xccl.DisaggregatedExperts(
+        comm, 4, *arguments(SHAPE), routing=routing, micro_batches=1, domains=domains
+    ) as de:
+        costs = [de.cost_of(domain) for domain in range(len(domains))]
+        if de.is_expert:
+            batches = [de.receive() for _ in domains]
+            for batch in batches:
+                de.send(batch, batch.x)
+            expected = sum(cost.expert(routing, comm.rank - 4).records for cost in costs)
+        else:
+            batch = batch_of(comm.rank, 0)
+            de.a2e(batch.x, batch.topk_idx, batch.topk_weights)
+            de.e2a()
+            expected = next(
+                cost.attention(routing).records
+                for cost, ranks in zip(costs, domains, strict=True)
+                if comm.rank in ranks
+            )
+        return de.counters().records, expected
+
+
+@pytest.mark.parametrize("routing", ROUTINGS)
+def test_records_of_domains_of_different_sizes_are_those_of_the_cost_model(threads, routing):
+    for counted, expected in threads.run(count_of_domains, 7, [[3], [0, 1, 2]], routing):
+        assert counted == expected
 
 
 def one_of_many(comm, attention, routing):

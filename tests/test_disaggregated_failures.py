@@ -62,9 +62,7 @@ def make_in_another_way(comm, argument, values):
     return error_of(xccl.DisaggregatedExperts, comm, 2, **SHAPE, **{argument: values[comm.rank > 0]})
 
 
-@pytest.mark.parametrize(
-    ("argument", "values"), [("routing", ROUTINGS), ("domains", ([[0, 1]], [[0], [1]]))]
-)
+@pytest.mark.parametrize(("argument", "values"), [("routing", ROUTINGS), ("domains", ([[0, 1]], [[0], [1]]))])
 def test_ranks_that_go_another_way_are_all_told(threads, argument, values):
     for rank, error in enumerate(threads.run(make_in_another_way, 3, argument, values)):
         assert type(error) is xccl.Mismatch
@@ -159,7 +157,9 @@ def be_interrupted(comm, routing, folder):
             de.a2e(*tokens(0))
             de.e2a()
             mark(folder, "idle")
-            return error_of(lambda: (de.a2e(*tokens(0)), wait_until(lambda: marked(folder, "over"), "over"), de.e2a()))
+            return error_of(
+                lambda: (de.a2e(*tokens(0)), wait_until(lambda: marked(folder, "over"), "over"), de.e2a())
+            )
 
         def compute(batch):
             if batch.tag == 0 and marked(folder, "idle") and comm.rank == 1:

@@ -245,6 +245,8 @@ class Communicator(_core.Messages, Collectives):
 
         It waits until no other rank still reads this rank's memory: at most for `timeout` for each ExpertParallel, for
         messages, and for collectives. Ranks that need this one afterwards get `Closed`. Arrays stay valid.
+
+        Raises InvalidArgument while another thread is inside a call: some of it may be closed then; call it again.
         """
         for dependent in list(self._dependents):
             dependent.close()

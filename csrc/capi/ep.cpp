@@ -44,17 +44,61 @@ TopK topk_of(const void* experts, xccl_dtype dtype, const float* weights, int64_
   return {experts, wide, weights, tokens};
 }
 
+// A result of what call() dispatches.
+template <class Call>
+void make_result(xccl_ep* handle, xccl_result** result_out, Call call) {
+  require(result_out, "result_out");
+  auto result = std::make_unique<xccl_result>();
+  result->ep = handle->ep;
+  result->dispatched = call();
+  result->routing.routing = result->dispatched->routing;
+  *result_out = result.release();
+}
+
+// In one piece, or its first half, which has no result.
+enum class Piece { whole, half };
+
 xccl_status dispatch(const char* function, xccl_ep* handle, const void* x, const TopK& topk,
-                     const xccl_routing* routing, double timeout, xccl_result** result_out) {
+                     const xccl_routing* routing, double timeout, Piece piece, xccl_result** result_out) {
   return guarded(function, [&] {
     ExpertParallel& ep = in(handle);
-    require(result_out, "result_out");
     require_rows(ep, x, topk.tokens, "x");
-    auto result = std::make_unique<xccl_result>();
-    result->ep = handle->ep;
-    result->dispatched = ep.dispatch(x, topk, routing ? routing->routing : nullptr, seconds(timeout));
-    result->routing.routing = result->dispatched->routing;
-    *result_out = result.release();
+    const auto reused = routing ? routing->routing : nullptr;
+    if (piece == Piece::half) return ep.start_dispatch(x, topk, reused, seconds(timeout));
+    make_result(handle, result_out, [&] { return ep.dispatch(x, topk, reused, seconds(timeout)); });
+  });
+}
+
+xccl_status dispatch_new(const char* function, xccl_ep* ep, const void* x, int64_t tokens,
+                         const void* topk_experts, xccl_dtype expert_dtype, const float* topk_weights,
+                         double timeout, Piece piece, xccl_result** result_out) {
+  TopK topk;
+  const xccl_status checked =
+      guarded(function, [&] { topk = topk_of(topk_experts, expert_dtype, topk_weights, tokens); });
+  return checked != XCCL_OK ? checked : dispatch(function, ep, x, topk, nullptr, timeout, piece, result_out);
+}
+
+xccl_status dispatch_again(const char* function, xccl_ep* ep, const void* x, int64_t tokens,
+                           const xccl_routing* routing, double timeout, Piece piece,
+                           xccl_result** result_out) {
+  const xccl_status checked = guarded(function, [&] { require(routing, "routing"); });
+  TopK topk;
+  topk.tokens = tokens;
+  return checked != XCCL_OK ? checked : dispatch(function, ep, x, topk, routing, timeout, piece, result_out);
+}
+
+xccl_status combine(const char* function, xccl_ep* handle, const void* rows, const xccl_result* result,
+                    const float* weights, double timeout, Piece piece, void* y_out) {
+  return guarded(function, [&] {
+    ExpertParallel& ep = in(handle);
+    require(result, "result");
+    require_rows(ep, rows, static_cast<int64_t>(result->dispatched->rows()), "rows");
+    require_memory(weights, 0, "weights", alignof(float));
+    require_rows(ep, y_out, result->routing.routing->tokens, "y_out");
+    if (piece == Piece::half)
+      ep.start_combine(rows, *result->dispatched, weights, y_out, seconds(timeout));
+    else
+      ep.combine(rows, *result->dispatched, weights, y_out, seconds(timeout));
   });
 }
 
@@ -121,28 +165,47 @@ xccl_status xccl_ep_input_buffer(xccl_ep* ep, int64_t tokens, double timeout, vo
 xccl_status xccl_ep_dispatch(xccl_ep* ep, const void* x, int64_t tokens, const void* topk_experts,
                              xccl_dtype expert_dtype, const float* topk_weights, double timeout,
                              xccl_result** result_out) {
-  TopK topk;
-  const xccl_status checked =
-      guarded(__func__, [&] { topk = topk_of(topk_experts, expert_dtype, topk_weights, tokens); });
-  return checked != XCCL_OK ? checked : dispatch(__func__, ep, x, topk, nullptr, timeout, result_out);
+  return dispatch_new(__func__, ep, x, tokens, topk_experts, expert_dtype, topk_weights, timeout,
+                      Piece::whole, result_out);
+}
+
+xccl_status xccl_ep_dispatch_start(xccl_ep* ep, const void* x, int64_t tokens, const void* topk_experts,
+                                   xccl_dtype expert_dtype, const float* topk_weights, double timeout) {
+  return dispatch_new(__func__, ep, x, tokens, topk_experts, expert_dtype, topk_weights, timeout, Piece::half,
+                      nullptr);
 }
 
 xccl_status xccl_ep_dispatch_again(xccl_ep* ep, const void* x, int64_t tokens, const xccl_routing* routing,
                                    double timeout, xccl_result** result_out) {
-  const xccl_status checked = guarded(__func__, [&] { require(routing, "routing"); });
-  TopK topk;
-  topk.tokens = tokens;
-  return checked != XCCL_OK ? checked : dispatch(__func__, ep, x, topk, routing, timeout, result_out);
+  return dispatch_again(__func__, ep, x, tokens, routing, timeout, Piece::whole, result_out);
 }
 
-xccl_status xccl_ep_combine(xccl_ep* handle, const void* rows, xccl_result* result, const float* weights,
-                            double timeout, void* y_out) {
+xccl_status xccl_ep_dispatch_again_start(xccl_ep* ep, const void* x, int64_t tokens,
+                                         const xccl_routing* routing, double timeout) {
+  return dispatch_again(__func__, ep, x, tokens, routing, timeout, Piece::half, nullptr);
+}
+
+xccl_status xccl_ep_dispatch_finish(xccl_ep* handle, double timeout, xccl_result** result_out) {
   return guarded(__func__, [&] {
     ExpertParallel& ep = in(handle);
-    require(result, "result");
-    require_rows(ep, rows, static_cast<int64_t>(result->dispatched->rows()), "rows");
-    require_memory(weights, 0, "weights", alignof(float));
-    require_rows(ep, y_out, result->routing.routing->tokens, "y_out");
-    ep.combine(rows, *result->dispatched, weights, y_out, seconds(timeout));
+    make_result(handle, result_out, [&] { return ep.finish_dispatch(seconds(timeout)); });
   });
+}
+
+xccl_status xccl_ep_combine(xccl_ep* ep, const void* rows, xccl_result* result, const float* weights,
+                            double timeout, void* y_out) {
+  return combine(__func__, ep, rows, result, weights, timeout, Piece::whole, y_out);
+}
+
+xccl_status xccl_ep_combine_start(xccl_ep* ep, const void* rows, xccl_result* result, const float* weights,
+                                  double timeout, void* y_out) {
+  return combine(__func__, ep, rows, result, weights, timeout, Piece::half, y_out);
+}
+
+xccl_status xccl_ep_combine_finish(xccl_ep* ep, double timeout) {
+  return guarded(__func__, [&] { in(ep).finish_combine(seconds(timeout)); });
+}
+
+xccl_status xccl_ep_can_finish(xccl_ep* ep) {
+  return guarded(__func__, [&] { return in(ep).can_finish() ? XCCL_OK : XCCL_PENDING; });
 }

@@ -243,7 +243,8 @@ void xccl_comm_config_init(xccl_comm_config* config, size_t size);
  * several times, one after the other or at once, if all ranks do so in the same order.
  *
  * Launchers: `xccl run -n 4 ./program`, torchrun --no-python, mpirun (Open MPI, MPICH, Intel MPI), srun; or by
- * hand with XCCL_RANK, XCCL_SIZE and XCCL_JOB. All ranks must be on one host.
+ * hand with XCCL_RANK, XCCL_SIZE and XCCL_JOB. All ranks must be on one host. `xccl doctor` lists the environment
+ * variables that are read; one that begins with XCCL_ and is none of them is not noticed.
  *
  * Errors: XCCL_INVALID_ARGUMENT (also: the name of the job is taken; the launcher's variables contradict each
  * other), XCCL_TIMEOUT (ranks that did not arrive), XCCL_PEER_LOST, XCCL_MISMATCH (about the number of ranks),
@@ -656,6 +657,36 @@ xccl_status xccl_result_output_buffer(xccl_result* result, double timeout, void*
  * The result stays valid and may be combined again. Errors: as dispatch. */
 xccl_status xccl_ep_combine(xccl_ep* ep, const void* rows, xccl_result* result, const float* weights,
                             double timeout, void* y_out);
+
+/* Dispatch and combine in two halves. The first, _start, publishes what other ranks need of this one, and waits for
+ * nobody. The second, _finish, waits for what they publish, pulls, and gives what the call in one piece gives, bit for
+ * bit. In between, the others can pull from here, and this rank computes or makes other calls: messages, collectives,
+ * calls on another xccl_ep. So two xccl_ep take two micro-batches, one on its way while the experts work on the other.
+ * Each rank chooses by itself whether it makes a call in one piece or in two.
+ *
+ * One call is under way on an xccl_ep: until it has been finished, dispatch, combine and xccl_ep_set_placement() there
+ * are XCCL_INVALID_ARGUMENT, and so are the buffers that it still reads: an input buffer that it was given, the output
+ * buffer of the result that is combined. A dispatch under way counts as a result that is alive. xccl_ep_close() gives it
+ * up: what was published stays for the others as long as close waits.
+ *
+ * All memory given to _start, y_out too, must stay as it is until _finish has returned; of topk_experts, `routing` and
+ * `result` nothing is needed after _start. `timeout` of _start is of a rare wait for memory that others still read.
+ *
+ * Errors of _start: as dispatch, of what goes wrong before anything is sent. Of _finish: XCCL_INVALID_ARGUMENT if no such
+ * call has been started; else those of dispatch that end the communicator, since the others count on what was
+ * published. */
+xccl_status xccl_ep_dispatch_start(xccl_ep* ep, const void* x, int64_t tokens, const void* topk_experts,
+                                   xccl_dtype expert_dtype, const float* topk_weights, double timeout);
+xccl_status xccl_ep_dispatch_again_start(xccl_ep* ep, const void* x, int64_t tokens,
+                                         const xccl_routing* routing, double timeout);
+xccl_status xccl_ep_dispatch_finish(xccl_ep* ep, double timeout, xccl_result** result_out);
+xccl_status xccl_ep_combine_start(xccl_ep* ep, const void* rows, xccl_result* result, const float* weights,
+                                  double timeout, void* y_out);
+xccl_status xccl_ep_combine_finish(xccl_ep* ep, double timeout);
+
+/* Whether _finish of what has been started would wait for no other rank: XCCL_OK if so, else XCCL_PENDING. Never waits.
+ * Errors: XCCL_INVALID_ARGUMENT if nothing has been started; else as _finish, but for XCCL_TIMEOUT. */
+xccl_status xccl_ep_can_finish(xccl_ep* ep);
 
 /* Gives the rows back to the pool, for the next dispatch. Counts and routing stay. Safe to call twice; in any
  * thread. */

@@ -170,7 +170,8 @@ class Communicator : public Vigil {
   void await_members(Operation& op, Ready ready) {
     for (int step = 1; step < size(); ++step) {
       const int member = (rank() + step) % size();
-      if (!ready(member)) await(op, member, [&] { return ready(member); }, [&](int other) { return ready(other); });
+      if (!ready(member))
+        await(op, member, [&] { return ready(member); }, [&](int other) { return ready(other); });
     }
   }
   // Waits until ready() holds; `member` makes it so, -1: anybody. `done` tells who has done its part: who has not, and

@@ -35,7 +35,7 @@ class CombineCall : public EpCall {
     ep_.bases_turn_ = (ep_.bases_turn_ + 1) % record_depth;
   }
 
-  void finish(Operation& op) override {
+  std::shared_ptr<Dispatched> finish(Operation& op) override {
     op_ = &op;
     ep_.hear(op, mine_);
     check_heard();
@@ -51,6 +51,7 @@ class CombineCall : public EpCall {
     comm_.require_trust();
     ep_.board_->finish(op.seq);
     XCCL_TEST_POINT("combine.finished");
+    return nullptr;
   }
 
  private:
@@ -238,7 +239,7 @@ class CombineCall : public EpCall {
 };
 
 void ExpertParallel::check_combine(const void* rows, const Dispatched& result, const void* y) const {
-  require_idle();
+  require_open();
   require_ours(result);
   if (shape_.layout == RowLayout::token && rows == result.lease->slot().x.base() && result.rows() > 0)
     fail(Status::InvalidArgument,
@@ -258,6 +259,7 @@ void ExpertParallel::combine(const void* rows, const Dispatched& result, const f
                              double timeout) {
   check_combine(rows, result, y);
   comm_->operate("combine", seq_, timeout, [&](Operation& op) {
+    require_idle();
     CombineCall call(*this, rows, result, weights, y);
     call.start(op);
     call.finish(op);
@@ -268,15 +270,11 @@ void ExpertParallel::start_combine(const void* rows, const Dispatched& result, c
                                    double timeout) {
   check_combine(rows, result, y);
   comm_->operate("combine", seq_, timeout, [&](Operation& op) {
-    auto call = std::make_unique<CombineCall>(*this, rows, result, weights, y);
-    call->start(op);
-    pending_ = Pending{"combine", op.seq, std::move(call)};
+    require_idle();
+    start_pending(op, std::make_unique<CombineCall>(*this, rows, result, weights, y));
   });
 }
 
-void ExpertParallel::finish_combine(double timeout) {
-  finish_pending("combine", timeout);
-  pending_.reset();
-}
+void ExpertParallel::finish_combine(double timeout) { finish_pending("combine", timeout); }
 
 }  // namespace xccl

@@ -47,7 +47,7 @@ class DispatchCall : public EpCall {
     if (fresh_) ep_.route_turn_ = (ep_.route_turn_ + 1) % record_depth;
   }
 
-  void finish(Operation& op) override {
+  std::shared_ptr<Dispatched> finish(Operation& op) override {
     op_ = &op;
     ep_.hear(op, mine_);
     check_heard();
@@ -60,10 +60,8 @@ class DispatchCall : public EpCall {
     ep_.board_->finish(op.seq);
     if (fresh_) ep_.count_load(*routing_);
     XCCL_TEST_POINT("dispatch.finished");
-    result_ = std::make_shared<Dispatched>(Dispatched{routing_, std::move(lease_), op.seq, format_, tag_});
+    return std::make_shared<Dispatched>(Dispatched{routing_, std::move(lease_), op.seq, format_, tag_});
   }
-
-  std::shared_ptr<Dispatched> result() { return std::move(result_); }
 
  private:
   uint64_t row_bytes() const { return format_.row_bytes(); }
@@ -315,11 +313,10 @@ class DispatchCall : public EpCall {
   std::vector<uint64_t> list_offset_;  // by member, in the region
   Payload mine_{};                     // the record to this rank itself
   std::shared_ptr<Lease> lease_;
-  std::shared_ptr<Dispatched> result_;
 };
 
 void ExpertParallel::check_dispatch(const TopK& topk, const Routing* routing) const {
-  require_idle();
+  require_open();
   if (topk.tokens < 0 || topk.tokens > shape_.max_tokens)
     fail(Status::InvalidArgument, "x has ", topk.tokens,
          " tokens: expected 0 to max_tokens=", shape_.max_tokens);
@@ -344,11 +341,11 @@ std::shared_ptr<Dispatched> ExpertParallel::dispatch(const void* x, const TopK& 
   check_dispatch(topk, routing.get());
   std::shared_ptr<Dispatched> result;
   comm_->operate("dispatch", seq_, timeout, [&](Operation& op) {
+    require_idle();
     op.phase("routing");
     DispatchCall call(*this, op.seq, x, topk, std::move(routing));
     call.start(op);
-    call.finish(op);
-    result = call.result();
+    result = call.finish(op);
   });
   return result;
 }
@@ -357,18 +354,14 @@ void ExpertParallel::start_dispatch(const void* x, const TopK& topk, std::shared
                                     double timeout) {
   check_dispatch(topk, routing.get());
   comm_->operate("dispatch", seq_, timeout, [&](Operation& op) {
+    require_idle();
     op.phase("routing");
-    auto call = std::make_unique<DispatchCall>(*this, op.seq, x, topk, std::move(routing));
-    call->start(op);
-    pending_ = Pending{"dispatch", op.seq, std::move(call)};
+    start_pending(op, std::make_unique<DispatchCall>(*this, op.seq, x, topk, std::move(routing)));
   });
 }
 
 std::shared_ptr<Dispatched> ExpertParallel::finish_dispatch(double timeout) {
-  finish_pending("dispatch", timeout);
-  auto result = static_cast<DispatchCall&>(*pending_->call).result();
-  pending_.reset();
-  return result;
+  return finish_pending("dispatch", timeout);
 }
 
 }  // namespace xccl

@@ -153,7 +153,12 @@ void ExpertParallel::connect(const std::vector<Card>& cards) {
       fail(Status::Failure, "rank ", comm_->job_rank(member), " sent a malformed card");
     offsets.push_back(card.board_offset);
     oldest_open = std::min(oldest_open, card.oldest_open);
-    peers_.push_back(comm_->world().provider().attach(comm_->job_rank(member), card.region));
+    try {
+      peers_.push_back(comm_->world().provider().attach(comm_->job_rank(member), card.region));
+    } catch (const Error&) {
+      comm_->require_trust();  // who has failed meanwhile said so, and then gave its region back
+      throw;
+    }
   }
   comm_->free_retired(oldest_open);
   id_ = comm_->new_object();
@@ -206,10 +211,40 @@ void ExpertParallel::require_idle() const {
          "ExpertParallel may have one of its own");
 }
 
+void ExpertParallel::require_started(const char* name) const {
+  require_open();
+  if (!pending_ || std::string_view(pending_->name) != name)
+    fail(Status::InvalidArgument, "no ", name, " has been started on this ExpertParallel");
+}
+
+void ExpertParallel::require_unread(uint64_t used_by, const char* what) const {
+  if (pending_ && used_by == pending_->seq)
+    fail(Status::InvalidArgument, "the ", what, " is in use until ", pending_->name, " #", pending_->seq,
+         ", which has been started, has been waited for: wait for it first");
+}
+
+void ExpertParallel::start_pending(Operation& op, std::unique_ptr<EpCall> call) {
+  call->start(op);
+  pending_ = Pending{op.name, op.seq, std::move(call)};
+  before_pending_ = op.seq - 1;
+}
+
+std::shared_ptr<Dispatched> ExpertParallel::finish_pending(const char* name, double timeout) {
+  require_open();
+  std::shared_ptr<Dispatched> result;
+  comm_->operate(name, before_pending_, timeout, [&](Operation& op) {
+    require_started(name);
+    op.publish();  // it has been, in the first half
+    result = pending_->call->finish(op);
+    pending_.reset();
+  });
+  return result;
+}
+
 bool ExpertParallel::can_finish() {
+  const Communicator::Hold hold(*comm_, "test");
   require_open();
   if (!pending_) fail(Status::InvalidArgument, "nothing has been started on this ExpertParallel");
-  const Communicator::Hold hold(*comm_, "test");
   comm_->require_fine(pending_->name, pending_->seq);
   const auto has_come = [&](int member) {
     return !talks_with(member) || board_->arrived(member, pending_->seq);
@@ -221,18 +256,12 @@ bool ExpertParallel::can_finish() {
   };
   if (all_have()) return true;
   comm_->progress(false);
-  return comm_->glance(all_have, has_come);
-}
-
-void ExpertParallel::finish_pending(const char* name, double timeout) {
-  require_open();
-  if (!pending_ || std::string_view(pending_->name) != name)
-    fail(Status::InvalidArgument, "no ", name, " has been started on this ExpertParallel");
-  uint64_t before = pending_->seq - 1;
-  comm_->operate(name, before, timeout, [&](Operation& op) {
-    op.publish();  // it has been, in the first half
-    pending_->call->finish(op);
-  });
+  try {
+    return comm_->glance(all_have, has_come);
+  } catch (Error& error) {
+    comm_->end(error.during(pending_->name, pending_->seq, "asking"));  // as where a call waits
+    throw;
+  }
 }
 
 void ExpertParallel::publish(Operation& op, const std::vector<Payload>& records,
@@ -323,9 +352,10 @@ void ExpertParallel::count_load(const Routing& routing) {
 }
 
 void ExpertParallel::set_placement(std::vector<int32_t> held, double timeout) {
-  require_idle();
+  require_open();
   Placement next = placement_.holding(std::move(held));
   comm_->operate("set_placement", seq_, timeout, [&](Operation& op) {
+    require_idle();
     Payload record{};
     record[ep_record::kind] = ep_record::set_placement;
     record[ep_record::routing] = next.digest();
@@ -346,6 +376,7 @@ std::byte* ExpertParallel::input_buffer(int64_t tokens, double timeout) {
   std::byte* out = nullptr;
   comm_->operate("input_buffer", side_calls_, timeout, [&](Operation& op) {
     PulledPiece& piece = memory_->input[input_turn_];
+    require_unread(piece.used_by, "input buffer");
     op.phase("waiting for pulls");
     await_passed(op, piece.used_by);
     piece.memory.require(static_cast<uint64_t>(tokens) * shape_.row_bytes());
@@ -361,6 +392,7 @@ std::byte* ExpertParallel::output_buffer(Dispatched& result, double timeout) {
   std::byte* out = nullptr;
   comm_->operate("output_buffer", side_calls_, timeout, [&](Operation& op) {
     ResultSlot& slot = result.lease->slot();
+    require_unread(slot.used_by, "result");
     op.phase("waiting for pulls");
     await_passed(op, slot.used_by);
     slot.out.require(result.rows() * shape_.row_bytes());

@@ -23,15 +23,6 @@ namespace xccl {
 
 class ExpertParallel;
 
-// A dispatch or combine in two halves. start() publishes what others need of this rank and waits for nobody; finish()
-// waits for what they publish, and pulls. In between the others can go on with this rank's part.
-class EpCall {
- public:
-  virtual ~EpCall() = default;
-  virtual void start(Operation& op) = 0;
-  virtual void finish(Operation& op) = 0;
-};
-
 // What a dispatch returns: rows in the order of the layout, and the routing that made them.
 struct Dispatched {
   std::shared_ptr<const Routing> routing;
@@ -47,6 +38,16 @@ struct Dispatched {
     if (!lease || !format.quantised()) return nullptr;
     return reinterpret_cast<float*>(lease->slot().x.base() + format.scales_at(x_rows()));
   }
+};
+
+// A dispatch or combine in two halves. start() publishes what others need of this rank and waits for nobody; finish()
+// waits for what they publish, and pulls. In between the others can go on with this rank's part.
+class EpCall {
+ public:
+  virtual ~EpCall() = default;
+  virtual void start(Operation& op) = 0;
+  // What a dispatch has made; null from a combine.
+  virtual std::shared_ptr<Dispatched> finish(Operation& op) = 0;
 };
 
 class ExpertParallel {
@@ -82,16 +83,17 @@ class ExpertParallel {
   // and then topk is not used but for its tokens.
   std::shared_ptr<Dispatched> dispatch(const void* x, const TopK& topk,
                                        std::shared_ptr<const Routing> routing, double timeout);
-  // --- The same in two halves. Between them the ExpertParallel takes no other dispatch, combine or set_placement
-  // (InvalidArgument); what was given must stay as it is, and alive. Errors of the second half are those of a call that
-  // has published: they end the communicator.
+  // --- The same in two halves. Between them the ExpertParallel takes no other dispatch, combine or set_placement, and
+  // gives no buffer that the call still reads (InvalidArgument); what was given must stay as it is, and alive. Errors of
+  // the second half are those of a call that has published: they end the communicator.
   void start_dispatch(const void* x, const TopK& topk, std::shared_ptr<const Routing> routing,
                       double timeout);
   std::shared_ptr<Dispatched> finish_dispatch(double timeout);
   void start_combine(const void* rows, const Dispatched& result, const float* weights, void* y,
                      double timeout);
   void finish_combine(double timeout);
-  // Whether the second half of what was started would wait for nobody. Makes progress; raises what a wait would.
+  // Whether the second half of what was started would wait for nobody. Makes progress; raises what a wait would, but for
+  // Timeout.
   bool can_finish();
 
   // Memory for the experts' results, (rows, hidden). Waits for pulls of an earlier combine of the same result.
@@ -118,10 +120,15 @@ class ExpertParallel {
   };
 
   void require_open() const;
+  // --- What has been started is looked at by the thread that holds the communicator only.
   void require_idle() const;  // no call has been started and not finished
+  void require_started(const char* name) const;
+  // The memory was not last pulled from in the call that has been started, which this rank itself still reads.
+  void require_unread(uint64_t used_by, const char* what) const;
+  void start_pending(Operation& op, std::unique_ptr<EpCall> call);
+  std::shared_ptr<Dispatched> finish_pending(const char* name, double timeout);
   void check_dispatch(const TopK& topk, const Routing* routing) const;
   void check_combine(const void* rows, const Dispatched& result, const void* y) const;
-  void finish_pending(const char* name, double timeout);
   void require_ours(const Dispatched& result) const;
   void meet(double timeout);
   void require_agreement(const Card& mine, const std::vector<Card>& cards) const;
@@ -178,6 +185,7 @@ class ExpertParallel {
   std::vector<RemoteRegion> peers_;
   uint64_t seq_ = 0;  // calls completed, or started
   std::optional<Pending> pending_;
+  uint64_t before_pending_ = 0;  // the call before it, from which its second half counts
   uint64_t records_written_ = 0;
   uint64_t passed_by_all_ = 0;  // everybody has pulled what calls up to this one published
   // Which slot of each piece comes next. All are used in turn, whatever the order of the calls.

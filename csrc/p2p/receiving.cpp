@@ -70,9 +70,8 @@ std::shared_ptr<View> PointToPoint::recv_view(int src, int tag, double timeout, 
   if (!spin(request)) complete_receive(frame, "recv_view", request, timeout);
   frame.about(*this, result(request));
   // Whoever drops it last releases it: release, so that what has been read of the message, in any thread, was read before.
-  return {request.view.get(), [view = request.view](View* dropped) {
-            dropped->released.store(true, std::memory_order_release);
-          }};
+  return {request.view.get(),
+          [view = request.view](View* dropped) { dropped->released.store(true, std::memory_order_release); }};
 }
 
 void PointToPoint::complete_receive(const Frame& frame, const char* op, Request& request, double timeout,

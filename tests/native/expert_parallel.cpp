@@ -42,7 +42,16 @@ class Player {
         random_(static_cast<unsigned>(comm->rank() * 100 + object)) {}
 
   void play(int call) {
+    start(call);
+    work(call);
+    end(call);
+  }
+
+  // A call in three steps, between which other objects may be used. What others cannot tell is each rank's own affair:
+  // whether dispatch and combine are made in one piece or in two.
+  void start(int call) {
     make_tokens(call);
+    halves_ = random_() % 2;
     const TopK topk{idx_.data(), true, weights_.data(), tokens_};
     const float* x = x_.data();
     if (random_() % 2) {
@@ -50,26 +59,54 @@ class Player {
       std::copy(x_.begin(), x_.end(), buffer);
       x = buffer;
     }
-    auto d = ep_.dispatch(x, topk, nullptr, -1);
+    if (halves_)
+      ep_.start_dispatch(x, topk, nullptr, -1);
+    else
+      d_ = ep_.dispatch(x, topk, nullptr, -1);
+  }
+
+  void work(int call) {
+    if (halves_) {
+      ask();
+      d_ = ep_.finish_dispatch(-1);
+    }
+    const auto d = d_;
     check_rows(*d, call);
     // The experts' work: in place, into the library's buffer, or elsewhere.
     auto* rows = reinterpret_cast<float*>(d->lease->slot().x.base());
     const uint64_t elements = d->rows() * static_cast<uint64_t>(case_.hidden);
-    std::vector<float> own;
     float* result = rows;
     if (const auto way = random_() % 3; way == 1)
       result = reinterpret_cast<float*>(ep_.output_buffer(*d, -1));
     else if (way == 2)
-      own.resize(elements + 1), result = own.data();
+      own_.resize(elements + 1), result = own_.data();
     for (uint64_t i = 0; i < elements; ++i) result[i] = rows[i] + 1;
-    ep_.combine(result, *d, nullptr, y_.data(), -1);
-    if (!own.empty()) std::fill(own.begin(), own.end(), -1.0f);  // private memory is the caller's again
+    if (halves_)
+      ep_.start_combine(result, *d, nullptr, y_.data(), -1);
+    else
+      ep_.combine(result, *d, nullptr, y_.data(), -1);
+    if (random_() % 2) d_.reset();  // the rows stay until they have been combined
+  }
+
+  void end(int call) {
+    if (halves_) {
+      ask();
+      ep_.finish_combine(-1);
+    }
+    d_.reset();
+    std::fill(own_.begin(), own_.end(), -1.0f);  // private memory is the caller's again
+    own_.clear();
     check_sums(call);
   }
 
   void close() { ep_.close(); }
 
  private:
+  // Sometimes, and sometimes until it is there.
+  void ask() {
+    while (random_() % 4 > 0 && !ep_.can_finish()) std::this_thread::yield();
+  }
+
   void make_tokens(int call) {
     const bool none = random_() % 3 == 0 || (case_.token_ranks > 0 && ep_.comm().rank() >= case_.token_ranks);
     tokens_ = none ? 0 : static_cast<int>(random_() % static_cast<unsigned>(case_.tokens + 1));
@@ -110,7 +147,9 @@ class Player {
   ExpertParallel ep_;
   std::mt19937 random_;
   int tokens_ = 0;
-  std::vector<float> x_, weights_, y_;
+  bool halves_ = false;  // in this call
+  std::shared_ptr<Dispatched> d_;
+  std::vector<float> x_, weights_, y_, own_;
   std::vector<int64_t> idx_;
 };
 
@@ -123,8 +162,14 @@ void play(const Case& shape) {
                                   shape.calls, shape.direct, shape.token_ranks},
                                  1);
                    for (int call = 0; call < shape.calls; ++call) {
-                     first.play(call);
-                     if (call % 3 == 0) second.play(call);
+                     const bool both = call % 3 == 0;
+                     first.start(call);
+                     if (both) second.start(call);
+                     first.work(call);
+                     if (both) second.work(call);
+                     first.end(call);
+                     if (both) second.end(call);
+                     second.play(call);
                    }
                    first.close();
                    second.close();
@@ -254,6 +299,68 @@ TEST("one result combined again at once, from the same memory, gives a slow rank
   test_point_hook = nullptr;
 }
 
+TEST("what a call that has been started still reads is not given out, and other threads are turned away") {
+  for (const bool direct : {true, false})
+    test::on_ranks(
+        2, test::local_config(direct), [](Communicator& comm, std::shared_ptr<Communicator> shared) {
+          ExpertParallel ep(shared, {4, 2, 3, 2, RowType::float32});
+          const std::vector<float> weights = {1, 1};
+          const std::vector<int64_t> idx = {0, 3};
+          const TopK topk{idx.data(), true, weights.data(), 1};
+          std::atomic<bool> stop{false};
+          // Where ranks are served, another thread asks for what is not its own. It finds the object idle, or the call
+          // started, or this thread inside; it never takes part in a call.
+          std::thread stranger([&] {
+            while (comm.rank() == 0 && !stop.load()) {
+              try {
+                ep.can_finish();
+              } catch (const Error& error) {
+                CHECK(error.status == Status::InvalidArgument);
+              }
+            }
+          });
+          const auto insist = [&](auto call) {
+            for (;;) {
+              try {
+                return call();
+              } catch (const Error& error) {  // the other thread was inside
+                CHECK(std::string(error.what()).find("another thread") != std::string::npos);
+              }
+            }
+          };
+          for (int call = 0; call < 300; ++call) {
+            auto* x = reinterpret_cast<float*>(insist([&] { return ep.input_buffer(1, -1); }));
+            x[0] = x[1] = static_cast<float>(call);
+            insist([&] { ep.start_dispatch(x, topk, nullptr, -1); });
+            insist([&] { return ep.input_buffer(1, -1); });  // the other one
+            const auto in_use = [&](auto take) {
+              insist([&] {
+                try {
+                  take();
+                } catch (const Error& error) {
+                  if (std::string(error.what()).find("in use until") == std::string::npos) throw;
+                  CHECK(error.status == Status::InvalidArgument);
+                  return;
+                }
+                CHECK(false);
+              });
+            };
+            in_use([&] { return ep.input_buffer(1, -1); });
+            const auto d = insist([&] { return ep.finish_dispatch(-1); });
+            auto* rows = reinterpret_cast<float*>(insist([&] { return ep.output_buffer(*d, -1); }));
+            std::fill_n(rows, 2 * d->rows(), static_cast<float>(call));
+            std::vector<float> y(2);
+            insist([&] { ep.start_combine(rows, *d, nullptr, y.data(), -1); });
+            in_use([&] { return ep.output_buffer(*d, -1); });
+            insist([&] { ep.finish_combine(-1); });
+            CHECK(y == std::vector<float>(2, static_cast<float>(2 * call)));
+          }
+          stop = true;
+          stranger.join();
+          ep.close();
+        });
+}
+
 TEST("a routing is used again, also after its rows are gone, and a different one on one rank is a mismatch") {
   test::on_ranks(3, test::local_config(true), [](Communicator&, std::shared_ptr<Communicator> comm) {
     ExpertParallel ep(comm, {4, 2, 3, 2, RowType::float32});
@@ -327,13 +434,12 @@ TEST("lines that others may know are not given to the next object, others are") 
     try {
       ExpertParallel ep(shared, {4, 2, 3, 2, RowType::float32});
       CHECK(!short_of_memory);
-    } catch (const std::bad_alloc&) {
-      CHECK(short_of_memory && next_lines() != before);
-    } catch (const Error& error) {  // if it hears of the other one so soon
-      CHECK(error.status == Status::PeerFailed && !short_of_memory);
+    } catch (const Error& error) {  // the other one, if it hears of it so soon
+      CHECK(error.status == (short_of_memory ? Status::OutOfMemory : Status::PeerFailed));
+      CHECK(!short_of_memory || next_lines() != before);
     }
     // The other one may have made its object, and must not wait for this one.
-    CHECK_THROWS(barrier(comm), short_of_memory ? Status::Failure : Status::PeerFailed);
+    CHECK_THROWS(barrier(comm), short_of_memory ? Status::OutOfMemory : Status::PeerFailed);
   });
   test_point_hook = nullptr;
 }

@@ -1,4 +1,4 @@
-"""That all ranks make a `DisaggregatedExperts` with the same arguments; what would come of others is no error, but a hang.
+"""That all ranks make a `DisaggregatedExperts` with the same arguments; other ones would be no error, but a hang.
 
 An ExpertParallel checks the same for its own ranks. But by trampoline attention ranks have none, and numbers of
 micro-batches and domains decide how many communicators there are. Used by experts.py.
@@ -33,4 +33,6 @@ def require_agreement(comm: Communicator, arguments: Mapping[str, Any], timeout:
 
 def _digest(value: Any) -> int:
     """The same in all processes for values that look the same, unlike `hash`."""
-    return int.from_bytes(hashlib.blake2b(repr(value).encode(), digest_size=8).digest(), "little", signed=True)
+    return int.from_bytes(
+        hashlib.blake2b(repr(value).encode(), digest_size=8).digest(), "little", signed=True
+    )

@@ -38,7 +38,7 @@ class Direct(Lane):
         self.bytes += pairs(idx, self._ep) * row_bytes(self._ep, "dispatch")
         self.written_to = self._others
 
-    def start_the_end(self, timeout: float | None) -> None:
+    def _start_the_end(self, timeout: float | None) -> None:
         self._started = self._ep.dispatch_async(*no_tokens(self._ep), tag=END, timeout=timeout)
 
     def finish_the_end(self, timeout: float | None) -> None:
@@ -52,7 +52,7 @@ class Direct(Lane):
         d.release()
         return y
 
-    def receive(self, timeout: float | None) -> Batch | None:
+    def _receive(self, timeout: float | None) -> Batch | None:
         batch = self._batch(self._ep.dispatch(*no_tokens(self._ep), timeout=timeout))
         self.written_to = self._others
         return batch

@@ -185,7 +185,7 @@ class DisaggregatedExperts:
         return self._costs[whole("domain", domain, 0, len(self._costs) - 1)]
 
     def counters(self) -> Counters:
-        """What this rank has done so far."""
+        """What this rank has done so far. A micro-batch takes exactly the records that `cost_of` its domain says."""
         return Counters(
             records=sum(lane.records for lane in self._lanes),
             bytes=sum(lane.bytes for lane in self._lanes),
@@ -252,7 +252,7 @@ class DisaggregatedExperts:
             )
         self._ended = True
         for lane in self._lanes:
-            lane.start_the_end(timeout)
+            lane.end(timeout)
         for lane in self._lanes:
             lane.finish_the_end(timeout)
 

@@ -19,12 +19,13 @@ END = 2**31 - 1  # the tag that ends the stream
 
 @dataclass(frozen=True)
 class Counters:
-    """What one rank has done since its object was made.
+    """What one rank has done for the micro-batches since its object was made; the end of a stream does not count.
 
     Attributes:
         records: announcements written into other ranks' memory: records of dispatch and combine, and messages.
         bytes: of rows, and of messages that carry rows, for other ranks to take.
-        hops: ranks that a row passes on its way to an expert, that one counted: 1 direct, 2 by trampoline.
+        hops: ranks that a row passes on its way to an expert, that one counted: 1 direct; 2 by trampoline, if there is
+            more than one expert rank.
         fan_out: how many ranks this one has written to.
     """
 
@@ -90,11 +91,12 @@ class Lane:
         self.bytes = 0
         self.written_to: set[int] = set()
         self._messages = 0
+        self._of_the_end = 0  # records that do not count
         self.ep: ExpertParallel | None = None  # none on an attention rank that uses a trampoline
 
     @property
     def records(self) -> int:
-        return self._messages + (self.ep._native.records_written if self.ep else 0)
+        return self._messages + (self.ep._native.records_written if self.ep else 0) - self._of_the_end
 
     @property
     def local_experts(self) -> list[int]:
@@ -103,7 +105,21 @@ class Lane:
     def start(self, x: Any, idx: Any, weights: Any, tag: int, timeout: float | None) -> None:
         raise NotImplementedError
 
-    def start_the_end(self, timeout: float | None) -> None:
+    def end(self, timeout: float | None) -> None:
+        """Tells the experts; `finish_the_end` waits until they know."""
+        before, bytes_before = self.records, self.bytes
+        self._start_the_end(timeout)
+        self._of_the_end, self.bytes = self.records - before, bytes_before
+
+    def receive(self, timeout: float | None) -> Batch | None:
+        """The next micro-batch; None at the end of the stream."""
+        before = self.records
+        batch = self._receive(timeout)
+        if batch is None:
+            self._of_the_end = self.records - before
+        return batch
+
+    def _start_the_end(self, timeout: float | None) -> None:
         raise NotImplementedError
 
     def finish_the_end(self, timeout: float | None) -> None:
@@ -112,7 +128,7 @@ class Lane:
     def finish(self, out: np.ndarray[Any, Any] | None, timeout: float | None) -> np.ndarray[Any, Any]:
         raise NotImplementedError
 
-    def receive(self, timeout: float | None) -> Batch | None:
+    def _receive(self, timeout: float | None) -> Batch | None:
         raise NotImplementedError
 
     def send(self, batch: Batch, rows: Any, timeout: float | None) -> None:

@@ -93,11 +93,11 @@ class Microbatch:
 
     def _arrays(self, message: np.ndarray[Any, Any], tokens: int) -> list[Any]:
         begins = self._pieces(tokens)
-        shapes = (
+        shapes: list[tuple[np.dtype[Any], int]] = [
             (self.dtype, self.hidden),
             (np.dtype(np.int64), self.topk),
             (np.dtype(np.float32), self.slots),
-        )
+        ]
         return [
             message[begin : begin + tokens * width * dtype.itemsize].view(dtype).reshape(tokens, width)
             for begin, (dtype, width) in zip(begins, shapes, strict=False)

@@ -61,7 +61,7 @@ class Trampoline(Lane):
         self._post(rows, ids, factors, tag, timeout)
         self._tokens = len(rows)
 
-    def start_the_end(self, timeout: float | None) -> None:
+    def _start_the_end(self, timeout: float | None) -> None:
         self._post(*self._like.nothing(), END, timeout)
 
     def finish_the_end(self, timeout: float | None) -> None:
@@ -95,7 +95,7 @@ class Trampoline(Lane):
 
     # --- Experts ---
 
-    def receive(self, timeout: float | None) -> Batch | None:
+    def _receive(self, timeout: float | None) -> Batch | None:
         assert self.ep is not None
         views = [self.comm.recv_view(client, timeout=timeout) for client in self._clients]
         parts = [
@@ -148,7 +148,7 @@ class Trampoline(Lane):
 
     @contextlib.contextmanager
     def _blaming(self) -> Iterator[None]:
-        """An expert rank gives up because attention has died, which is none of the experts' group: that is the cause."""
+        """An expert rank gives up because attention has died, which is none of their group: that is the cause."""
         try:
             yield
         except PeerFailed:
