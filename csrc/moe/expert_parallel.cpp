@@ -404,8 +404,10 @@ std::byte* ExpertParallel::output_buffer(Dispatched& result, double timeout) {
 void ExpertParallel::close(const Communicator::Hold&) {
   if (closed_) return;
   closed_ = true;
+  const bool started = pending_.has_value();
   pending_.reset();
   if (comm_->world().forked()) return;
+  if (started) board_->finish(seq_);  // it pulls nothing any more: nobody need wait for that
   // Others may still pull from here in the last call. If one does not come to it in time, the memory is left to it:
   // correct in any case, only not reusable. After an error nobody knows who still comes, and nobody is waited for.
   memory_->still_pulled = true;
