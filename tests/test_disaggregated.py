@@ -199,7 +199,7 @@ def test_a_micro_batch_is_received_while_another_is_computed(threads, routing):
         same_bits(y, combined(batch_of(3, layer), SHAPE, lambda expert, rows: rows))
 
 
-def the_first_goes_back_while_the_second_is_computed(comm, routing, first_is_back):
+def the_first_goes_back_while_the_second_is_computed(comm, routing, first_is_computed, first_is_back):
     with xccl.DisaggregatedExperts(comm, 1, *arguments(SHAPE), routing=routing, micro_batches=2) as de:
         if de.is_expert:
 
@@ -207,12 +207,16 @@ def the_first_goes_back_while_the_second_is_computed(comm, routing, first_is_bac
                 # Ends only when attention has the sums of the first, which another thread has sent in the meantime.
                 if batch.tag == 1:
                     assert first_is_back.wait(60)
+                else:
+                    first_is_computed.release()
                 return batch.x
 
             return de.serve(compute)
         for layer in range(2):
             batch = batch_of(3, layer)
             de.a2e(batch.x, batch.topk_idx, batch.topk_weights, tag=layer)
+            if layer == 0:  # else the second may come first on one of the experts
+                assert all(first_is_computed.acquire(timeout=60) for _ in range(de.experts))
         de.e2a()
         first_is_back.set()
         de.e2a()
@@ -222,7 +226,13 @@ def the_first_goes_back_while_the_second_is_computed(comm, routing, first_is_bac
 
 @pytest.mark.parametrize("routing", ROUTINGS)
 def test_a_micro_batch_goes_back_while_another_is_computed(threads, routing):
-    found = threads.run(the_first_goes_back_while_the_second_is_computed, 3, routing, threading.Event())
+    found = threads.run(
+        the_first_goes_back_while_the_second_is_computed,
+        3,
+        routing,
+        threading.Semaphore(0),
+        threading.Event(),
+    )
     assert found == [None, 2, 2]
 
 
