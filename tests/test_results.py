@@ -233,6 +233,22 @@ def drop_results(comm):
         gc.collect()
 
 
+def use_one_memory(comm):
+    ep = open_ep(comm, results=3)
+    addresses = set()
+    for seed in range(5):
+        batches = random_batches(seed, SHAPE, comm.size)
+        with dispatch(ep, batches[comm.rank]) as d:
+            addresses.add(d.x.ctypes.data)
+            same_bits(ep.combine(scaled(ep, d), d), combined(batches[comm.rank], SHAPE, scale))
+    assert len(addresses) == 1
+
+
+def test_the_memory_of_the_last_result_is_the_first_to_be_used_again(ranks):
+    """The caches may still hold it; and results that are never alive together take no memory."""
+    ranks.run(use_one_memory, 2)
+
+
 def test_dropping_a_result_releases_it(ranks):
     ranks.run(drop_results, 2)
 

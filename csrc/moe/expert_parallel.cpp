@@ -330,11 +330,13 @@ void ExpertParallel::fail_mismatch(const std::string& message, const std::vector
   throw error;
 }
 
+// The one that was used last: its memory may still be in the caches. Nobody reads it any more when rows are written there,
+// for whoever has sent the records of a call has finished the one before it.
 ResultSlot& ExpertParallel::free_result() {
   ResultSlot* best = nullptr;
   for (auto& slot : memory_->results)
     // acquire: pairs with the release of Lease.
-    if (!slot->leased.load(std::memory_order_acquire) && (!best || slot->used_by < best->used_by))
+    if (!slot->leased.load(std::memory_order_acquire) && (!best || slot->used_by > best->used_by))
       best = slot.get();
   if (!best)
     fail(

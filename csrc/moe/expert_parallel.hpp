@@ -168,7 +168,7 @@ class ExpertParallel {
   // What all ranks write together either may stay in the caches for who reads it next, or would only push other things
   // out: the tokens that it is made of need their place as well.
   bool past_caches(uint64_t bytes) const {
-    return bytes * static_cast<uint64_t>(comm_->size()) > shared_cache_bytes() / 2;
+    return bytes * static_cast<uint64_t>(comm_->size()) > shared_cache_bytes();
   }
 
   std::shared_ptr<Communicator> comm_;
