@@ -12,17 +12,24 @@
 
 namespace xccl {
 
-void stream_past_caches(void* to, const void* from, uint64_t bytes) {
+void stream_past_caches(void* to, const void* from, uint64_t bytes, [[maybe_unused]] Ahead ahead) {
 #if defined(__x86_64__)
   auto* out = static_cast<std::byte*>(to);
   const auto* in = static_cast<const std::byte*>(from);
   const uint64_t head = std::min(bytes, -reinterpret_cast<uintptr_t>(out) % 64);
   std::memcpy(out, in, head);
-  uint64_t at = head;
-  for (; at + 64 <= bytes; at += 64)  // whole lines: a part of one would be read first
+  uint64_t at = head, due = 0;
+  for (; at + 64 <= bytes; at += 64) {  // whole lines: a part of one would be read first
+    // A line of the others every so many of these: all at once they would hold up the stores.
+    if ((due += ahead.bytes) >= bytes) {
+      due -= bytes;
+      _mm_prefetch(reinterpret_cast<const char*>(ahead.from), _MM_HINT_T1);
+      ahead.from += 64;
+    }
     for (uint64_t i = at; i < at + 64; i += 16)
       _mm_stream_si128(reinterpret_cast<__m128i*>(out + i),
                        _mm_loadu_si128(reinterpret_cast<const __m128i*>(in + i)));
+  }
   std::memcpy(out + at, in + at, bytes - at);
 #else
   std::memcpy(to, from, bytes);

@@ -12,8 +12,15 @@ namespace xccl {
 // Visible to others before anything that this thread stores afterwards.
 void copy_past_caches(void* to, const void* from, uint64_t bytes);
 
-// The same for many copies: visible only once all of them have been finished together.
-void stream_past_caches(void* to, const void* from, uint64_t bytes);
+// What will be read next.
+struct Ahead {
+  const std::byte* from = nullptr;
+  uint64_t bytes = 0;
+};
+
+// The same for many copies: visible only once all of them have been finished together. A hint: `ahead`, no more bytes
+// than these, comes into the caches meanwhile.
+void stream_past_caches(void* to, const void* from, uint64_t bytes, Ahead ahead = {});
 void finish_streams();
 
 // Copies by the way that costs less, which it learns from the clock. Lines that another core has read must be taken

@@ -263,39 +263,81 @@ class DispatchCall : public EpCall {
     ep_.await_passed(*op_, slot.used_by);
     const bool token_rows = ep_.shape_.layout == RowLayout::token;
     const uint64_t rows = token_rows ? routing_->tokens_here : routing_->rows();
-    const uint64_t bytes = format_.bytes(rows);
-    slot.x.require(bytes);
-    const bool past_caches = ep_.past_caches(bytes);
-    // This rank's own rows come straight from x, wherever that lies; other ranks' by address where there is one.
-    std::vector<const std::byte*> from(static_cast<size_t>(size()), nullptr);
-    for (int member = 0; member < size(); ++member)
-      if (ep_.peer(member).direct)
-        from[static_cast<size_t>(member)] = ep_.peer(member).direct + heard(member)[ep_record::where];
-    from[static_cast<size_t>(rank())] = x_;
+    slot.x.require(format_.bytes(rows));
+    const PulledRows pulled{slot.x.base(), rows, ep_.past_caches(format_.bytes(rows))};
+    find_tokens();
+    const std::vector<uint32_t>& arrivals = routing_->arrivals;
     uint64_t tokens = 0;
-    for (const uint32_t row : routing_->arrivals) {
-      if (token_rows && static_cast<uint64_t>(routing_->token_row[row]) < tokens)
-        continue;  // it is here already
-      const uint64_t there = token_rows ? tokens++ : row;
-      std::byte* to = slot.x.base() + there * row_bytes();
-      std::byte* scales = slot.x.base() + format_.scales_at(rows) + there * format_.scale_bytes();
-      const int source = routing_->src_rank[row];
-      const auto token = static_cast<uint64_t>(routing_->src_token[row]);
-      const uint64_t offset = token * row_bytes(),
-                     scales_offset = format_.scales_at(tokens_of(source)) + token * format_.scale_bytes();
-      if (const std::byte* base = from[static_cast<size_t>(source)]) {
-        past_caches ? stream_past_caches(to, base + offset, row_bytes())
-                    : ep_.copy_(to, base + offset, row_bytes());
-        if (format_.quantised()) std::memcpy(scales, base + scales_offset, format_.scale_bytes());
-      } else {
-        const uint64_t where = heard(source)[ep_record::where];
-        const Transfer transfers[] = {{to, where + offset, row_bytes()},
-                                      {scales, where + scales_offset, format_.scale_bytes()}};
-        comm_.world().provider().get(ep_.peer(source), transfers, format_.quantised() ? 2 : 1);
+    for (size_t first = 0, end = 0; first < arrivals.size(); first = end) {
+      end = end_of_token(first);
+      if (token_rows) {
+        pull_row(pulled, tokens++, arrivals[first], {});
+        continue;
       }
+      const std::byte* next = end < arrivals.size() ? address_of(arrivals[end]) : nullptr;
+      for (size_t i = first; i < end; ++i)
+        pull_row(pulled, arrivals[i], arrivals[i], part_of_row(next, i - first, end - first));
     }
     finish_streams();
     comm_.world().provider().quiet();
+  }
+
+  // Where rows go: `rows` of them, then their scales.
+  struct PulledRows {
+    std::byte* base;
+    uint64_t rows;
+    bool past_caches;
+  };
+
+  // This rank's own tokens come straight from x, wherever that lies; other ranks' by address where there is one.
+  void find_tokens() {
+    tokens_at_.assign(static_cast<size_t>(size()), nullptr);
+    for (int member = 0; member < size(); ++member)
+      if (ep_.peer(member).direct)
+        tokens_at_[static_cast<size_t>(member)] = ep_.peer(member).direct + heard(member)[ep_record::where];
+    tokens_at_[static_cast<size_t>(rank())] = x_;
+  }
+
+  // The arrivals from `first` on that are rows of the same token.
+  size_t end_of_token(size_t first) const {
+    const std::vector<uint32_t>& arrivals = routing_->arrivals;
+    const uint32_t row = arrivals[first];
+    size_t end = first + 1;
+    while (end < arrivals.size() && routing_->src_token[arrivals[end]] == routing_->src_token[row] &&
+           routing_->src_rank[arrivals[end]] == routing_->src_rank[row])
+      ++end;
+    return end;
+  }
+
+  const std::byte* address_of(uint32_t row) const {
+    const std::byte* base = tokens_at_[static_cast<size_t>(routing_->src_rank[row])];
+    return base ? base + static_cast<uint64_t>(routing_->src_token[row]) * row_bytes() : nullptr;
+  }
+
+  // Part `i` of `parts`, in cache lines: while a token goes to its rows, the next is fetched.
+  Ahead part_of_row(const std::byte* row, size_t i, size_t parts) const {
+    if (!row) return {};
+    const uint64_t lines = row_bytes() / cache_line, first = lines * i / parts;
+    return {row + first * cache_line, (lines * (i + 1) / parts - first) * cache_line};
+  }
+
+  void pull_row(const PulledRows& pulled, uint64_t at, uint32_t row, const Ahead& ahead) {
+    std::byte* to = pulled.base + at * row_bytes();
+    std::byte* scales = pulled.base + format_.scales_at(pulled.rows) + at * format_.scale_bytes();
+    const int source = routing_->src_rank[row];
+    const auto token = static_cast<uint64_t>(routing_->src_token[row]);
+    const uint64_t offset = token * row_bytes(),
+                   scales_offset = format_.scales_at(tokens_of(source)) + token * format_.scale_bytes();
+    if (const std::byte* base = tokens_at_[static_cast<size_t>(source)]) {
+      pulled.past_caches ? stream_past_caches(to, base + offset, row_bytes(), ahead)
+                         : ep_.copy_(to, base + offset, row_bytes());
+      if (format_.quantised()) std::memcpy(scales, base + scales_offset, format_.scale_bytes());
+    } else {
+      const uint64_t where = heard(source)[ep_record::where];
+      const Transfer transfers[] = {{to, where + offset, row_bytes()},
+                                    {scales, where + scales_offset, format_.scale_bytes()}};
+      comm_.world().provider().get(ep_.peer(source), transfers, format_.quantised() ? 2 : 1);
+    }
   }
 
   ExpertParallel& ep_;
@@ -310,8 +352,9 @@ class DispatchCall : public EpCall {
   bool fresh_;
   std::vector<uint64_t*> pulled_;  // stamps of the pieces that others pull from
   bool staged_ = false;
-  std::vector<uint64_t> list_offset_;  // by member, in the region
-  Payload mine_{};                     // the record to this rank itself
+  std::vector<uint64_t> list_offset_;        // by member, in the region
+  std::vector<const std::byte*> tokens_at_;  // by member; null where they must be fetched
+  Payload mine_{};                           // the record to this rank itself
   std::shared_ptr<Lease> lease_;
 };
 
