@@ -81,8 +81,9 @@ float LearningCopy::median_cost() {
 }
 
 void LearningCopy::next_phase() {
-  const bool judged = phase_ == Phase::judging;
-  if (!judged) {
+  if (phase_ == Phase::running && now_ns() - decided_ < tried_again_after_ns)
+    return enter(Phase::running, running_unwatched);
+  if (phase_ != Phase::judging) {
     judged_ = 0;
     return enter(Phase::judging, judged_over);
   }
@@ -90,12 +91,17 @@ void LearningCopy::next_phase() {
   if (!trying_other_) {
     cost_of_better_ = cost;
     trying_other_ = past_ || cost > slow;
-    return trying_other_ ? enter(Phase::settling, settled_after) : enter(Phase::running, looked_at_every);
+    return trying_other_ ? enter(Phase::settling, settled_after) : decide();
   }
   const float past = past_ ? cost_of_better_ : cost, through = past_ ? cost : cost_of_better_;
   past_ = through > slow && past < cheaper * through;
   trying_other_ = false;
-  enter(Phase::running, tried_every);
+  decide();
+}
+
+void LearningCopy::decide() {
+  decided_ = now_ns();
+  enter(Phase::running, running_unwatched);
 }
 
 void LearningCopy::enter(Phase phase, int64_t bytes) {

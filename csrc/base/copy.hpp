@@ -39,6 +39,7 @@ class LearningCopy {
   enum class Phase { settling, judging, running };
 
   void next_phase();
+  void decide();
   void enter(Phase phase, int64_t bytes);
   void judge(uint64_t bytes, uint64_t ns);
   float median_cost();
@@ -51,9 +52,11 @@ class LearningCopy {
   std::array<float, 64> costs_{};  // ns per byte: of the copies being judged
   size_t judged_ = 0;
   float cost_of_better_ = 0;
+  uint64_t decided_ = 0;  // when
 
   static constexpr int64_t settled_after = 4 << 20, judged_over = 1 << 20;
-  static constexpr int64_t looked_at_every = 32 << 20, tried_every = int64_t{1} << 30;  // trying costs more
+  static constexpr int64_t running_unwatched = 1 << 20;         // before the clock is read again
+  static constexpr uint64_t tried_again_after_ns = 50'000'000;  // a trial takes a hundredth of that
 };
 
 }  // namespace xccl

@@ -329,6 +329,7 @@ class Communicator : public Vigil {
   void keep(int for_rank, bool (*ready)(void*), void* context) override;
   void progress(bool patient) override;
   bool unfinished() const override { return engine_ && engine_->unfinished(); }
+  uint64_t moved() const override { return engine_ ? engine_->moved() : 0; }
   const char* phase() const override { return phase_; }
   int awaited(int for_rank) override;
   std::vector<int> missing() override;

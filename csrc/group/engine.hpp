@@ -14,6 +14,8 @@ class Engine {
   virtual void try_advance() noexcept = 0;
   // Has this rank begun something there that needs advancing?
   virtual bool unfinished() const noexcept = 0;
+  // Bytes of what is unfinished that have moved so far.
+  virtual uint64_t moved() const noexcept = 0;
 };
 
 }  // namespace xccl

@@ -24,7 +24,7 @@ namespace xccl {
 
 constexpr uint64_t cache_line = 64;
 constexpr uint64_t control_magic = 0x4c4f52544e4f4358;  // "XCONTROL"
-constexpr uint32_t layout_version = 8;                  // raised with every change of any *_layout.hpp
+constexpr uint32_t layout_version = 9;                  // raised with every change of any *_layout.hpp
 constexpr uint64_t control_segment_bytes = uint64_t{64} << 20;  // address space; memory is taken line by line
 
 // Written by the owner before it sends the parcel that lets peers attach (group/bootstrap.hpp). A reader fetches

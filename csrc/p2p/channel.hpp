@@ -114,7 +114,8 @@ class Channel {
   void expect(const Delivery& delivery) { deliveries_.push_back(delivery); }
   void pump_out(RecordHandler& handler);
   void pump_in(RecordHandler& handler);
-  void replace(Request& gone, Request& by);  // in the queue of streams
+  uint64_t streamed() const { return produced_ + consumed_; }  // bytes, both ways
+  void replace(Request& gone, Request& by);                    // in the queue of streams
   Delivery* delivery_of(const Request& request);
   Delivery* delivery_of(const Message& message);
   std::optional<Delivery> cancel_delivery(uint64_t id);  // a stream that will not come

@@ -73,9 +73,12 @@ struct ChannelLayout {
   explicit ChannelLayout(int count) : members(static_cast<uint64_t>(count)) {
     const uint64_t share = std::bit_floor(std::max<uint64_t>(2048 / members, 1));
     ring_records = std::clamp<uint64_t>(share, 8, 256);
-    // Larger than a core's L2, where there are few members: lines that the peer has just read are slow to overwrite.
-    stream_bytes = std::clamp<uint64_t>(std::bit_floor((uint64_t{64} << 20) / members), 128 * 1024, 4 << 20);
-    eager_bytes = stream_bytes / 2;
+    const uint64_t room =
+        std::clamp<uint64_t>(std::bit_floor((uint64_t{64} << 20) / members), 128 * 1024, 4 << 20);
+    // Larger than a core's L2, where there are few members: lines that the peer has just read are slow to overwrite. And
+    // no larger than that takes: both cores go round in it.
+    stream_bytes = std::min<uint64_t>(room, 2 << 20);
+    eager_bytes = room / 2;
   }
 
   // Of one message, so that several fit. The fewer members, the larger: what fits a job fits all its groups.

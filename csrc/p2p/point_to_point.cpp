@@ -170,6 +170,12 @@ Error PointToPoint::current_error() {
   }
 }
 
+uint64_t PointToPoint::moved() const noexcept {
+  uint64_t bytes = 0;
+  for (const auto& one : channels_) bytes += one->streamed();
+  return bytes;
+}
+
 void PointToPoint::try_advance() noexcept {
   if (!comm_->try_hold()) return;
   advance();

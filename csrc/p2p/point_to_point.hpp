@@ -76,6 +76,7 @@ class PointToPoint : public Engine, private RecordHandler {
   void advance() noexcept override;
   void try_advance() noexcept override;
   bool unfinished() const noexcept override { return busy_.load(std::memory_order_relaxed) > 0; }
+  uint64_t moved() const noexcept override;
 
  private:
   // What became of a call whose time has passed.

@@ -26,9 +26,15 @@ bool Waiter::until_slow(bool (*ready)(void*), void* context, int for_rank, uint6
                         const Deadline& deadline, Vigil& vigil) {
   LoggedWait logged(log_, began, vigil.phase(), vigil.awaited(for_rank));
   const uint64_t start = now_ns();
-  uint64_t now = start, last_vigil = start;
+  uint64_t now = start, last_vigil = start, quiet_since = began, moved = vigil.moved();
   for (;;) {
-    if (now - start < policy_.yield_ns) {
+    const uint64_t quiet = now - quiet_since;
+    if (quiet < policy_.spin_ns) {
+      for (int i = 0; i < 16; ++i) {
+        if (ready(context)) return true;
+        cpu_relax();
+      }
+    } else if (quiet - policy_.spin_ns < policy_.yield_ns) {
       for (int i = 0; i < 8; ++i) {
         if (ready(context)) return true;
         sched_yield();
@@ -44,6 +50,10 @@ bool Waiter::until_slow(bool (*ready)(void*), void* context, int for_rank, uint6
     }
     if (look(vigil, true, ready, context)) return true;
     now = now_ns();
+    if (const uint64_t all = vigil.moved(); all != moved) {
+      moved = all;
+      quiet_since = now;
+    }
     if (now - last_vigil >= vigil_interval_ns) {
       last_vigil = now;
       if (interrupt_check) interrupt_check();

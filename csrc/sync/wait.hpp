@@ -3,7 +3,8 @@
 // Not here: what a death means (group/world.cpp, behind Vigil).
 //
 // A wait spins while that can help (a core is free for the peer), then yields the core, then sleeps at the
-// doorbell. A sleep lasts at most 50 ms; after each the vigil is kept.
+// doorbell. A sleep lasts at most 50 ms; after each the vigil is kept. Whenever bytes have moved, it spins again: who
+// slept for each piece of a large message would be woken for each.
 #pragma once
 
 #include <sched.h>
@@ -39,6 +40,8 @@ class Vigil {
   virtual void progress(bool patient) = 0;
   // Is such work under way? Then a sleep is for anybody, since it may need anybody's store.
   virtual bool unfinished() const = 0;
+  // Bytes that such work has moved: while they grow, the next will come at once, and nobody goes to sleep.
+  virtual uint64_t moved() const = 0;
   // Of the wait under way, for the log: in which phase of what it is; for whom, which need not be who will store; and
   // all who are missing. -1: nobody in particular. Asked in long waits only.
   virtual const char* phase() const = 0;

@@ -51,6 +51,14 @@ MUTANTS = [
         NativeTest("doorbell", says="CHECK(looks == 1)"),
     ),
     Mutant(
+        "sleeps-between-pieces",
+        "a wait does not see that bytes are moving, and sleeps between the pieces of a message",
+        "csrc/sync/wait.cpp",
+        "all != moved",
+        "all < moved",
+        NativeTest("wait", says="CHECK(sleeps_of(vigil, 3) <= 1)"),
+    ),
+    Mutant(
         "withdrawal-released",
         "words of a channel are stored with release only, so that a later look may come before",
         "csrc/p2p/channel.cpp",
