@@ -70,7 +70,7 @@ def rounds(comm: xccl.Communicator, hidden: int, count: int) -> str:
 def memory(comm: xccl.Communicator, hidden: int, count: int) -> str:
     """Checks every sum, then the memory taken against the plan for the rows that really came."""
     experts = max(EXPERTS, comm.size)
-    ep = xccl.ExpertParallel(comm, experts, hidden, TOKENS, TOPK)
+    ep = xccl.ExpertParallel(comm, experts, hidden, TOKENS, TOPK, results=1)
     most_rows = 0
     for number in range(count):
         x, idx, weights = tokens_of_round(number * comm.size + comm.rank, TOKENS, hidden, experts)
@@ -83,7 +83,7 @@ def memory(comm: xccl.Communicator, hidden: int, count: int) -> str:
         assert y.tobytes() == truth(x, ones, weights).tobytes()
     taken = comm.committed_bytes
     plan = xccl.ExpertParallel.plan(
-        comm.size, experts, hidden, TOKENS, TOPK, rank=comm.rank, rows=most_rows, in_place=True
+        comm.size, experts, hidden, TOKENS, TOPK, results=1, rank=comm.rank, rows=most_rows, in_place=True
     )
     assert abs(taken - plan.committed) <= plan.committed / 10, f"{taken} bytes taken\n{plan}"
     comm.barrier()

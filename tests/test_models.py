@@ -1,4 +1,7 @@
-"""The models of the protocols: what spin says about them, and that they stand for functions that are there."""
+"""The models of the protocols stand for functions that are there, and their runner notices what is wrong.
+
+What spin finds in all of them takes a minute: `make model`. Here it searches one model and one variant.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,6 @@ from models import run as model_runner
 
 ROOT = Path(__file__).resolve().parents[1]
 MODELS = model_runner.models()
-CASES = [case for model in MODELS for case in model_runner.cases(model)]
 
 
 def test_there_is_a_model_of_each_protocol():
@@ -21,12 +23,12 @@ def test_there_is_a_model_of_each_protocol():
 
 
 @pytest.mark.skipif(bool(model_runner.missing_tools()), reason=model_runner.missing_tools() or "-")
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_spin_finds_nothing_in_the_model_and_a_fault_in_each_variant(case):
-    outcome = model_runner.check(case)
-    assert not model_runner.surprise(case, outcome)
-    # What no run comes to would be shown by none.
-    assert not outcome.never_reached
+def test_spin_finds_nothing_in_a_model_and_a_fault_in_a_variant():
+    cases = model_runner.select(["ring"])
+    chosen = [cases[0], next(case for case in cases if case.variant)]
+    for case, outcome in model_runner.checked(chosen):
+        assert not model_runner.surprise(case, outcome)
+        assert outcome.states > 100 or outcome.steps
 
 
 def defined(function: str, source: str) -> bool:
@@ -65,5 +67,6 @@ def test_a_variant_that_spin_does_not_fault_is_a_failure():
     fault = model_runner.Outcome(fault="invalid end state", steps=["a step"])
     assert "spin found nothing" in model_runner.surprise(harmless, nothing)
     assert "a step" in model_runner.surprise(case, fault)
+    assert "no run comes to" in model_runner.surprise(case, model_runner.Outcome(never_reached=["ring.pml:1"]))
     assert not model_runner.surprise(harmless, fault)
     assert not model_runner.surprise(case, nothing)

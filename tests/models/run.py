@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -212,6 +213,12 @@ def check(case: Case) -> Outcome:
     return outcome
 
 
+def checked(chosen: list[Case]) -> Iterator[tuple[Case, Outcome]]:
+    """Each case with what was found: in turn, though as many are searched at once as there are cores."""
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        yield from zip(chosen, pool.map(check, chosen), strict=True)
+
+
 def surprise(case: Case, outcome: Outcome) -> str:
     """Why this is not what was expected; "": it is."""
     if case.variant and not outcome.fault:
@@ -220,6 +227,8 @@ def surprise(case: Case, outcome: Outcome) -> str:
         )
     if not case.variant and outcome.fault:
         return "\n".join([f"{case}: {outcome.fault}", *outcome.steps])
+    if outcome.never_reached:  # what no run comes to is shown by none
+        return "\n".join([f"{case}: no run comes to", *outcome.never_reached])
     return ""
 
 
@@ -250,8 +259,7 @@ def main(words: list[str]) -> int:
             flush=True,
         )
         complaints = []
-        for case in chosen:
-            outcome = check(case)
+        for case, outcome in checked(chosen):
             expected = "a fault" if case.variant else "nothing"
             print(
                 f"{case.model.name:<12} {case.variant or case.size or 'as it stands':<24} {expected:<9} "
@@ -261,12 +269,7 @@ def main(words: list[str]) -> int:
             if wrong := surprise(case, outcome):
                 complaints.append(wrong)
             elif len(chosen) == 1:
-                print(
-                    "",
-                    *outcome.steps,
-                    *(f"never reached: {line}" for line in outcome.never_reached),
-                    sep="\n",
-                )
+                print("", *outcome.steps, sep="\n")
     except CannotCheck as problem:
         print(problem, file=sys.stderr)
         return 2
