@@ -29,6 +29,10 @@ import xccl
 HANG_S = 100.0  # no rank takes this long; pytest would end the test a little later
 
 
+# `make asan-python`: what is freed stays away for a while, and address space for shadows is taken that limits would count.
+UNDER_ASAN = "libasan" in os.environ.get("LD_PRELOAD", "")
+
+
 @dataclass
 class Outcome:
     """How one rank's part ended: it returned `value`, raised `error`, or its process died with `exitcode`."""

@@ -251,7 +251,8 @@ def test_every_function_of_an_xccl_ep_names_what_is_missing(alone):
 
 def test_an_output_is_set_on_success_only():
     out = ffi.new("xccl_comm **", ffi.cast("xccl_comm *", 64))
-    bad = config("xccl_comm_config", rank=2, rank_count=2, job=ffi.new("char[]", b"x"))
+    job = ffi.new("char[]", b"x")
+    bad = config("xccl_comm_config", rank=2, rank_count=2, job=job)
     assert lib.xccl_comm_create(bad, out) == lib.XCCL_INVALID_ARGUMENT
     assert int(ffi.cast("uintptr_t", out[0])) == 64
 

@@ -26,8 +26,7 @@ struct Reduction {
   ReduceOp op;
 };
 
-Reduction reduction(xccl_dtype dtype, xccl_reduce_op op) {
-  const int type = static_cast<int>(dtype), how = static_cast<int>(op);
+Reduction reduction(int type, int how) {
   if (type < XCCL_FLOAT32 || type > XCCL_INT64)
     fail(Status::InvalidArgument, "dtype is ", type,
          ": expected XCCL_FLOAT32, XCCL_FLOAT16, XCCL_BFLOAT16 or XCCL_INT64");
@@ -105,7 +104,7 @@ xccl_status xccl_comm_all_reduce(xccl_comm* comm, const void* mine, uint64_t cou
                                  xccl_reduce_op op, double timeout, void* reduced_out) {
   return guarded(__func__, [&] {
     Comm& state = in(comm);
-    const Reduction how = reduction(dtype, op);
+    const Reduction how = reduction(number_of(dtype), number_of(op));
     require_elements(mine, count, how.type, "mine");
     require_elements(reduced_out, count, how.type, "reduced_out");
     all_reduce(*state.communicator, mine, reduced_out, count, how.type, how.op, seconds(timeout));
@@ -116,7 +115,7 @@ xccl_status xccl_comm_reduce_scatter(xccl_comm* comm, const void* mine, uint64_t
                                      xccl_reduce_op op, double timeout, void* reduced_out) {
   return guarded(__func__, [&] {
     Comm& state = in(comm);
-    const Reduction how = reduction(dtype, op);
+    const Reduction how = reduction(number_of(dtype), number_of(op));
     require_elements(mine, count_each, how.type, "mine");
     require_elements(reduced_out, count_each, how.type, "reduced_out");
     reduce_scatter(*state.communicator, mine, reduced_out, count_each, how.type, how.op, seconds(timeout));
@@ -128,7 +127,7 @@ xccl_status xccl_comm_reduce_scatter_v(xccl_comm* comm, const void* mine, const 
                                        void* reduced_out) {
   return guarded(__func__, [&] {
     Comm& state = in(comm);
-    const Reduction how = reduction(dtype, op);
+    const Reduction how = reduction(number_of(dtype), number_of(op));
     require_memory(counts, 1, "counts", alignof(uint64_t));
     for (int rank = 0; rank < state.communicator->size(); ++rank)
       require_elements(mine, counts[rank], how.type, "mine");

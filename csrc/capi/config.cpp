@@ -63,22 +63,23 @@ EpShape shape_of(const xccl_ep_config& config) {
   shape.max_tokens = config.max_tokens;
   shape.topk = config.topk;
   shape.results = config.results;
-  shape.layout = static_cast<RowLayout>(config.layout);
-  shape.dispatch_quant = static_cast<Quant>(config.dispatch_quant);
-  shape.combine_quant = static_cast<Quant>(config.combine_quant);
+  shape.layout = static_cast<RowLayout>(number_of(config.layout));
+  shape.dispatch_quant = static_cast<Quant>(number_of(config.dispatch_quant));
+  shape.combine_quant = static_cast<Quant>(number_of(config.combine_quant));
   if (config.shared_count < 0 || config.shared_count > 1024)
     fail(Status::InvalidArgument, "config->shared_count is ", config.shared_count, ": expected 0 to 1024");
   require_memory(config.shared_experts, config.shared_count > 0, "config->shared_experts", alignof(int32_t));
   if (config.shared_count)
     shape.shared_experts.assign(config.shared_experts, config.shared_experts + config.shared_count);
-  switch (static_cast<int>(config.dtype)) {
+  const int dtype = number_of(config.dtype);
+  switch (dtype) {
     case XCCL_FLOAT32:
     case XCCL_FLOAT16:
     case XCCL_BFLOAT16:
-      shape.dtype = static_cast<ElementType>(config.dtype);
+      shape.dtype = static_cast<ElementType>(dtype);
       return shape;
   }
-  fail(Status::InvalidArgument, "config->dtype is ", static_cast<int>(config.dtype),
+  fail(Status::InvalidArgument, "config->dtype is ", dtype,
        ": expected XCCL_FLOAT32, XCCL_FLOAT16 or XCCL_BFLOAT16");
 }
 

@@ -34,10 +34,9 @@ void list_local_experts(xccl_ep& handle) {
 }
 
 // NULL only where there are no tokens.
-TopK topk_of(const void* experts, xccl_dtype dtype, const float* weights, int64_t tokens) {
+TopK topk_of(const void* experts, int dtype, const float* weights, int64_t tokens) {
   if (dtype != XCCL_INT32 && dtype != XCCL_INT64)
-    fail(Status::InvalidArgument, "expert_dtype is ", static_cast<int>(dtype),
-         ": expected XCCL_INT32 or XCCL_INT64");
+    fail(Status::InvalidArgument, "expert_dtype is ", dtype, ": expected XCCL_INT32 or XCCL_INT64");
   const bool wide = dtype == XCCL_INT64;
   require_memory(experts, tokens > 0, "topk_experts", wide ? alignof(int64_t) : alignof(int32_t));
   require_memory(weights, tokens > 0, "topk_weights", alignof(float));
@@ -70,7 +69,7 @@ xccl_status dispatch(const char* function, xccl_ep* handle, const void* x, const
 }
 
 xccl_status dispatch_new(const char* function, xccl_ep* ep, const void* x, int64_t tokens,
-                         const void* topk_experts, xccl_dtype expert_dtype, const float* topk_weights,
+                         const void* topk_experts, int expert_dtype, const float* topk_weights,
                          double timeout, Piece piece, xccl_result** result_out) {
   TopK topk;
   const xccl_status checked =
@@ -165,14 +164,14 @@ xccl_status xccl_ep_input_buffer(xccl_ep* ep, int64_t tokens, double timeout, vo
 xccl_status xccl_ep_dispatch(xccl_ep* ep, const void* x, int64_t tokens, const void* topk_experts,
                              xccl_dtype expert_dtype, const float* topk_weights, double timeout,
                              xccl_result** result_out) {
-  return dispatch_new(__func__, ep, x, tokens, topk_experts, expert_dtype, topk_weights, timeout,
+  return dispatch_new(__func__, ep, x, tokens, topk_experts, number_of(expert_dtype), topk_weights, timeout,
                       Piece::whole, result_out);
 }
 
 xccl_status xccl_ep_dispatch_start(xccl_ep* ep, const void* x, int64_t tokens, const void* topk_experts,
                                    xccl_dtype expert_dtype, const float* topk_weights, double timeout) {
-  return dispatch_new(__func__, ep, x, tokens, topk_experts, expert_dtype, topk_weights, timeout, Piece::half,
-                      nullptr);
+  return dispatch_new(__func__, ep, x, tokens, topk_experts, number_of(expert_dtype), topk_weights, timeout,
+                      Piece::half, nullptr);
 }
 
 xccl_status xccl_ep_dispatch_again(xccl_ep* ep, const void* x, int64_t tokens, const xccl_routing* routing,

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cmath>
+#include <cstring>
 #include <exception>
 #include <new>
 #include <type_traits>
@@ -16,6 +17,15 @@ namespace xccl::capi {
 // even for that, a text without details stays.
 xccl_status keep(const char* function, const Error& error) noexcept;
 xccl_status keep(const char* function, Status status, const char* what) noexcept;
+
+// A C program can give any number as an enumeration. One that is none of its values may not be read as such in C++.
+template <class Enum>
+int number_of(const Enum& value) {
+  int number;
+  static_assert(sizeof number == sizeof value);
+  std::memcpy(&number, &value, sizeof number);
+  return number;
+}
 
 // Runs the body of the C function named. It returns nothing, or a status.
 template <class Body>
