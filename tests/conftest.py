@@ -45,7 +45,9 @@ _pool = Pool()
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Options of our own."""
     parser.addoption("--cycles", type=int, default=200, help="how often test_growth.py joins and closes")
-    parser.addoption("--rounds", type=int, default=150, help="rounds of dispatch and combine in test_scale.py")
+    parser.addoption(
+        "--rounds", type=int, default=150, help="rounds of dispatch and combine in test_scale.py"
+    )
 
 
 def pytest_collection_finish() -> None:

@@ -29,7 +29,7 @@ import xccl
 HANG_S = 100.0  # no rank takes this long; pytest would end the test a little later
 
 
-# `make asan-python`: what is freed stays away for a while, and address space for shadows is taken that limits would count.
+# `make asan-python`: what is freed stays away for a while, and a limit of address space would count shadows too.
 UNDER_ASAN = "libasan" in os.environ.get("LD_PRELOAD", "")
 
 

@@ -67,6 +67,8 @@ def test_a_variant_that_spin_does_not_fault_is_a_failure():
     fault = model_runner.Outcome(fault="invalid end state", steps=["a step"])
     assert "spin found nothing" in model_runner.surprise(harmless, nothing)
     assert "a step" in model_runner.surprise(case, fault)
-    assert "no run comes to" in model_runner.surprise(case, model_runner.Outcome(never_reached=["ring.pml:1"]))
+    assert "no run comes to" in model_runner.surprise(
+        case, model_runner.Outcome(never_reached=["ring.pml:1"])
+    )
     assert not model_runner.surprise(harmless, fault)
     assert not model_runner.surprise(case, nothing)

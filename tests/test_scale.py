@@ -11,7 +11,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from ranks import UNDER_ASAN
 
+pytestmark = pytest.mark.skipif(
+    UNDER_ASAN, reason="more processes than there is memory for AddressSanitizer's"
+)
 PROGRAM = Path(__file__).with_name("scale_program.py")
 
 

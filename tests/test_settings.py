@@ -9,6 +9,7 @@ import warnings
 
 import numpy as np
 import pytest
+from ranks import UNDER_ASAN
 
 import xccl
 from xccl import _core
@@ -125,6 +126,7 @@ def run(program):
     return result.stdout
 
 
+@pytest.mark.skipif(UNDER_ASAN, reason="AddressSanitizer needs terabytes of address space")
 @pytest.mark.parametrize("gib", [1.5, 4, 64])
 def test_a_limit_of_address_space_makes_less_room_or_out_of_memory_but_no_crash(gib):
     said = run(
