@@ -98,6 +98,7 @@ WRONG: dict[str, list[Any]] = {
     "dtype": ["nonsense", 3.5, "O", [("a", "nonsense")]],
     "row dtype": ["nonsense", 3.5, "O", "int8", ">f4", "float64"],
     "shape": [-1, (2, -1), 1.5, "3", (2, "3"), [[1]]],
+    "flag": ["yes", 2, b"1", [True]],
     "option": ["nonsense", 3, ["int8"], b"int8"],
     "object": [None, 3, "text", []],
     "name": [3, b"bytes", ["a"], "new\nline"],
@@ -375,6 +376,7 @@ FUNCTIONS: dict[str, Function] = {
             "timeout": "seconds",
             "provider": "option",
             "startup_timeout": "seconds",
+            "progress_thread": "flag",
         },
     ),
     "spawn": Function(

@@ -34,6 +34,7 @@ def init(
     timeout: float | None = None,
     provider: str | None = None,
     startup_timeout: float | None = None,
+    progress_thread: bool | None = None,
 ) -> Communicator:
     """Joins a job and returns its communicator, once all of its ranks have arrived.
 
@@ -46,6 +47,9 @@ def init(
         timeout: default deadline of every call, in seconds; else XCCL_TIMEOUT, else 30.
         provider: "posix_shm" (processes of one host) or "local" (threads of one process); else XCCL_PROVIDER.
         startup_timeout: deadline for all ranks to arrive, in seconds; else XCCL_STARTUP_TIMEOUT, else 120.
+        progress_thread: whether a thread of this rank goes on with what has been started (isend, irecv, dispatch_async,
+            combine_async) while Python computes, for hosts with cores to spare; else XCCL_PROGRESS_THREAD, else False.
+            Each rank for itself. docs/overlap.md
 
     Raises:
         InvalidArgument: an argument or an environment variable is wrong, the job's name is taken, or the file that
@@ -55,6 +59,8 @@ def init(
     """
     if not (provider is None or isinstance(provider, str)):
         raise InvalidArgument(f"provider={provider!r}: expected the name of a provider")
+    if not (progress_thread is None or isinstance(progress_thread, bool)):
+        raise InvalidArgument(f"progress_thread={progress_thread!r}: expected True or False")
     _warn_of_unknown_settings()
     who = _identity(rank, size, job)
     native = _core.Communicator.init(
@@ -67,6 +73,7 @@ def init(
         startup_timeout=None
         if startup_timeout is None
         else positive_seconds("startup_timeout", startup_timeout),
+        progress_thread=progress_thread,
     )
     return Communicator(native)
 

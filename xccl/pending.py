@@ -32,8 +32,8 @@ class Pending(Generic[Result]):
 
     @property
     def done(self) -> bool:
-        """Whether `wait` or `test` has finished it."""
-        return self._finish is None
+        """Whether `wait` or `test` has finished it, or the progress thread: then neither waits. Makes no progress."""
+        return self._finish is None or self._native.finished_aside
 
     def wait(self, timeout: float | None = None) -> Result:
         """What the call gives. Waits for the other ranks' halves, then pulls. May be called again: the same result.
@@ -54,7 +54,7 @@ class Pending(Generic[Result]):
         """
         if self._finish is not None and self._native.can_finish():
             self.wait()
-        return self.done
+        return self._finish is None
 
     def __repr__(self) -> str:
         return f"<xccl.Pending {self._name}, {'done' if self.done else 'started'}>"

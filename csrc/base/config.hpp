@@ -19,6 +19,7 @@ struct Config {
   bool huge_pages = true;
   uint64_t eager_limit = 8192;  // bytes; larger messages are announced. The most: ChannelLayout
   std::string kernels = "auto";
+  bool progress_thread = false;
   std::string trace;  // file for a trace of this rank, see base/trace.hpp; "": none
 
   // Reads the environment. Throws InvalidArgument naming the variable when a value cannot be understood.

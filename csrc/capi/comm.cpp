@@ -20,6 +20,10 @@ Config settings(const xccl_comm_config& config) {
   if (config.timeout != 0) out.timeout = positive("config->timeout", config.timeout);
   if (config.startup_timeout != 0)
     out.startup_timeout = positive("config->startup_timeout", config.startup_timeout);
+  if (config.progress_thread < -1 || config.progress_thread > 1)
+    fail(Status::InvalidArgument, "config->progress_thread is ", config.progress_thread,
+         ": expected -1, 0 or 1");
+  if (config.progress_thread >= 0) out.progress_thread = config.progress_thread == 1;
   return out;
 }
 

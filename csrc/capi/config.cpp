@@ -26,7 +26,7 @@ JobSpec said_by_launcher(const std::string& job) {
 
 xccl_comm_config comm_defaults() noexcept {
   xccl_comm_config config{};
-  config.rank = config.rank_count = -1;
+  config.rank = config.rank_count = config.progress_thread = -1;
   return config;
 }
 

@@ -12,7 +12,7 @@
 namespace xccl::capi {
 
 // A new field never goes into padding at the end of such a struct, since its size is what tells versions apart.
-static_assert(sizeof(xccl_comm_config) == 48 && sizeof(xccl_ep_config) == 96 && sizeof(xccl_plan_load) == 40);
+static_assert(sizeof(xccl_comm_config) == 56 && sizeof(xccl_ep_config) == 96 && sizeof(xccl_plan_load) == 40);
 
 // No program knows less than the first version.
 constexpr size_t first_size(const xccl_comm_config&) { return 48; }

@@ -224,7 +224,10 @@ typedef struct xccl_comm xccl_comm;
  * provider          "posix_shm": processes of one host; "local": threads of one process; NULL: as the environment
  *                   variable XCCL_PROVIDER says, else "posix_shm".
  * timeout           default deadline of every call; 0: XCCL_TIMEOUT, else 30 s.
- * startup_timeout   deadline for all ranks to arrive; 0: XCCL_STARTUP_TIMEOUT, else 120 s. */
+ * startup_timeout   deadline for all ranks to arrive; 0: XCCL_STARTUP_TIMEOUT, else 120 s.
+ * progress_thread   1: a thread of this rank goes on with what has been started (isend, irecv, dispatch and combine in two
+ *                   halves) while the program computes, for hosts with cores to spare; 0: none; -1: as
+ *                   XCCL_PROGRESS_THREAD says, else none. Each rank for itself. */
 typedef struct xccl_comm_config {
   size_t size;
   int rank;
@@ -233,6 +236,7 @@ typedef struct xccl_comm_config {
   const char* provider;
   double timeout;
   double startup_timeout;
+  int64_t progress_thread;
 } xccl_comm_config;
 
 /* Fills in the defaults. `size` is sizeof(xccl_comm_config). */

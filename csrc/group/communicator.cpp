@@ -212,16 +212,21 @@ void Communicator::require_not_left() const {
   if (left_) fail(Status::Closed, "this rank has aborted the communicator and is none of its survivors");
 }
 
-void Communicator::begin_among_survivors(const Operation& op) {
+void Communicator::begin_among_survivors(Operation& op) {
   require_open();
   require_not_left();
-  world_->enter(op.name, op.seq, size());
+  show(op);
 }
 
-void Communicator::begin(const Operation& op) {
+void Communicator::begin(Operation& op) {
   // First: a call that is refused must not look to the others as if this rank had come to it.
   require_fine(op.name, op.seq);
+  show(op);
+}
+
+void Communicator::show(Operation& op) {
   world_->enter(op.name, op.seq, size());
+  op.shown_ = true;
 }
 
 void Communicator::require_fine(const char* op, uint64_t seq) {
@@ -238,7 +243,7 @@ void Communicator::require_fine(const char* op, uint64_t seq) {
 void Communicator::leave_by(const Error& error, const Operation& op) {
   // What it was pulling goes where the caller said, and that memory is the caller's again once the call has ended.
   world_->provider().quiet();
-  world_->leave();
+  if (op.shown_) world_->leave();
   if (op.published()) end(error);
 }
 

@@ -51,6 +51,7 @@ class Operation {
   Span span_;
   const char* phase_ = "checking";
   bool published_ = false;
+  bool shown_ = false;  // as what this rank is doing
 };
 
 class Communicator : public Vigil {
@@ -157,6 +158,13 @@ class Communicator : public Vigil {
     const Hold hold(*this, name);
     uint64_t rounds = collective_seq_;
     run(name, rounds, timeout, body, &Communicator::begin, trace_);
+  }
+  // A part of a call that others can see already, done for it by a thread that holds the communicator by try_hold: it is
+  // not what this rank is shown to be doing.
+  template <class Body>
+  void operate_aside(const char* name, uint64_t seq, Body body) {
+    uint64_t before = seq - 1;
+    run(name, before, -1, body, &Communicator::begin_aside, trace_);
   }
   // The same for what an ended communicator is still good for (shrink.hpp): refused only to those who have left it.
   template <class Body>
@@ -361,14 +369,14 @@ class Communicator : public Vigil {
   void unmake_lines();
   template <class Body>
   void run(const char* name, uint64_t& counter, double timeout, Body& body,
-           void (Communicator::*begin)(const Operation&), Trace* trace) {
+           void (Communicator::*begin)(Operation&), Trace* trace) {
     const Deadline deadline(timeout < 0 ? this->timeout() : timeout);
     Operation op(name, counter + 1, deadline, trace);
     (this->*begin)(op);
     try {
       body(op);
       counter += op.published();
-      world_->leave();
+      if (op.shown_) world_->leave();
     } catch (Error& error) {
       error.during(op.name, op.seq, op.phase());
       counter += op.published();
@@ -386,8 +394,10 @@ class Communicator : public Vigil {
     }
   }
   void hold(const char* op);
-  void begin(const Operation& op);
-  void begin_among_survivors(const Operation& op);
+  void begin(Operation& op);
+  void begin_aside(Operation& op) { require_fine(op.name, op.seq); }
+  void begin_among_survivors(Operation& op);
+  void show(Operation& op);
   void require_open() const;
   void leave_by(const Error& error, const Operation& op);
   void leave_world(bool scratch_is_free);

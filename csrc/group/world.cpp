@@ -147,6 +147,7 @@ std::vector<std::string> World::connect(const std::string& card, const Deadline&
   liveness_.accept(std::move(pidfds));
   wait_log_.reset(size());  // that ranks start at different times is no wait of theirs
   leave();
+  if (config_.progress_thread) progress_thread_ = std::make_unique<ProgressThread>(*this);
   return cards;
 }
 
@@ -337,6 +338,13 @@ void World::advance_others(const Engine* but) {
     if (engine != but) engine->try_advance();
 }
 
+bool World::advance_all() {
+  advance_others(nullptr);
+  const std::lock_guard lock(engines_mutex_);
+  return std::any_of(engines_.begin(), engines_.end(),
+                     [](const Engine* engine) { return engine->unfinished(); });
+}
+
 void World::close_one() {
   if (--open_communicators_ == 0) close();
 }
@@ -344,6 +352,7 @@ void World::close_one() {
 void World::close() {
   if (closed_ || forked()) return;
   closed_ = true;
+  if (progress_thread_) progress_thread_->stop();
   if (trace_) trace_->flush();
   // release: everything this rank published before is there for who sees that it closed.
   fixed().status.state.store(static_cast<uint64_t>(RankState::closed), std::memory_order_release);

@@ -13,6 +13,7 @@
 #include "base/trace.hpp"
 #include "group/engine.hpp"
 #include "group/liveness.hpp"
+#include "group/progress_thread.hpp"
 #include "memory/control_layout.hpp"
 #include "memory/heap.hpp"
 #include "memory/providers.hpp"
@@ -78,6 +79,10 @@ class World {
   void add_engine(Engine* engine);
   void remove_engine(Engine* engine);
   void advance_others(const Engine* but);
+  // For the progress thread: advances all of them. Whether one has something unfinished.
+  bool advance_all();
+  // Null if there is none.
+  ProgressThread* progress_thread() { return progress_thread_.get(); }
   // Shows the others what this rank is doing, in a communicator of so many members.
   void enter(const char* op, uint64_t seq, int members);
   void leave();
@@ -146,6 +151,7 @@ class World {
   std::vector<Engine*> engines_;
   std::atomic<int> open_communicators_{0};
   bool closed_ = false;
+  std::unique_ptr<ProgressThread> progress_thread_;  // the last member: it uses all others
 };
 
 }  // namespace xccl

@@ -57,9 +57,11 @@ ExpertParallel::ExpertParallel(std::shared_ptr<Communicator> comm, const EpShape
   memory_ = std::make_shared<EpMemory>(comm_->share_world(), shape_, placement_, comm_->rank());
   board_offset_ = comm_->world().allocate_lines(Board::bytes(comm_->size()));
   meet(timeout);
+  stay_in_background();
 }
 
 ExpertParallel::~ExpertParallel() {
+  leave_background();
   if (closed_) return;
   // Not closed by the user, perhaps in the middle of an error: do not wait for anybody.
   if (in_use()) memory_->still_pulled = true;
@@ -227,6 +229,7 @@ void ExpertParallel::start_pending(Operation& op, std::unique_ptr<EpCall> call) 
   call->start(op);
   pending_ = Pending{op.name, op.seq, std::move(call)};
   before_pending_ = op.seq - 1;
+  if (ProgressThread* thread = comm_->world().progress_thread()) thread->wake();
 }
 
 std::shared_ptr<Dispatched> ExpertParallel::finish_pending(const char* name, double timeout) {
@@ -235,7 +238,9 @@ std::shared_ptr<Dispatched> ExpertParallel::finish_pending(const char* name, dou
   comm_->operate(name, before_pending_, timeout, [&](Operation& op) {
     require_started(name);
     op.publish();  // it has been, in the first half
-    result = pending_->call->finish(op);
+    if (pending_->error) std::rethrow_exception(pending_->error);
+    result = finished_aside() ? pending_->result : pending_->call->finish(op);
+    finished_aside_.store(false, std::memory_order_relaxed);
     pending_.reset();
   });
   return result;
@@ -245,23 +250,51 @@ bool ExpertParallel::can_finish() {
   const Communicator::Hold hold(*comm_, "test");
   require_open();
   if (!pending_) fail(Status::InvalidArgument, "nothing has been started on this ExpertParallel");
+  if (finished_aside()) return true;
   comm_->require_fine(pending_->name, pending_->seq);
-  const auto has_come = [&](int member) {
-    return !talks_with(member) || board_->arrived(member, pending_->seq);
-  };
-  const auto all_have = [&] {
-    for (int member = 0; member < comm_->size(); ++member)
-      if (!has_come(member)) return false;
-    return true;
-  };
-  if (all_have()) return true;
+  if (all_have_come()) return true;
   comm_->progress(false);
   try {
-    return comm_->glance(all_have, has_come);
+    return comm_->glance([this] { return all_have_come(); }, [this](int member) { return has_come(member); });
   } catch (Error& error) {
     comm_->end(error.during(pending_->name, pending_->seq, "asking"));  // as where a call waits
     throw;
   }
+}
+
+bool ExpertParallel::all_have_come() const {
+  for (int member = 0; member < comm_->size(); ++member)
+    if (!has_come(member)) return false;
+  return true;
+}
+
+bool ExpertParallel::try_advance() noexcept {
+  if (!comm_->try_hold()) return true;  // a call of the application, which may start or finish something
+  const bool started = !closed_ && pending_ && !finished_aside() && !comm_->world().forked();
+  const bool over = started && (comm_->broken() || all_have_come());
+  if (over) finish_aside();
+  comm_->unhold();
+  return started && !over;
+}
+
+void ExpertParallel::finish_aside() {
+  try {
+    comm_->operate_aside(pending_->name, pending_->seq, [&](Operation& op) {
+      op.publish();  // it has been, in the first half
+      pending_->result = pending_->call->finish(op);
+    });
+  } catch (...) {
+    pending_->error = std::current_exception();
+  }
+  finished_aside_.store(true, std::memory_order_release);
+}
+
+void ExpertParallel::stay_in_background() {
+  if (ProgressThread* thread = comm_->world().progress_thread()) thread->add(this);
+}
+
+void ExpertParallel::leave_background() {
+  if (ProgressThread* thread = comm_->world().progress_thread()) thread->remove(this);
 }
 
 void ExpertParallel::publish(Operation& op, const std::vector<Payload>& records,

@@ -7,7 +7,9 @@
 // In steady state that is known from the records of the call before, so it costs no wait.
 #pragma once
 
+#include <atomic>
 #include <cstring>
+#include <exception>
 #include <memory>
 #include <optional>
 #include <vector>
@@ -50,14 +52,14 @@ class EpCall {
   virtual std::shared_ptr<Dispatched> finish(Operation& op) = 0;
 };
 
-class ExpertParallel {
+class ExpertParallel : private Background {
  public:
   // Collective. InvalidArgument for a shape that cannot be; Mismatch when ranks disagree, naming the argument. Other
   // errors: those of all_gather. timeout < 0: the default.
   ExpertParallel(std::shared_ptr<Communicator> comm, const EpShape& shape, double timeout = -1);
   ExpertParallel(std::shared_ptr<Communicator> comm, const EpShape& shape, Placement placement,
                  double timeout = -1);
-  ~ExpertParallel();
+  ~ExpertParallel() override;
 
   const EpShape& shape() const { return shape_; }
   const Placement& placement() const { return placement_; }
@@ -95,6 +97,9 @@ class ExpertParallel {
   // Whether the second half of what was started would wait for nobody. Makes progress; raises what a wait would, but for
   // Timeout.
   bool can_finish();
+  // Whether the progress thread has done the second half of what was started; finish_ then waits for nobody. In any
+  // thread.
+  bool finished_aside() const { return finished_aside_.load(std::memory_order_acquire); }
 
   // Memory for the experts' results, (rows, hidden). Waits for pulls of an earlier combine of the same result.
   std::byte* output_buffer(Dispatched& result, double timeout);
@@ -117,6 +122,8 @@ class ExpertParallel {
     const char* name;
     uint64_t seq;
     std::unique_ptr<EpCall> call;
+    std::shared_ptr<Dispatched> result = nullptr;  // of the second half, if the progress thread has done it
+    std::exception_ptr error = nullptr;            // or what it met
   };
 
   void require_open() const;
@@ -126,6 +133,14 @@ class ExpertParallel {
   // The memory was not last pulled from in the call that has been started, which this rank itself still reads.
   void require_unread(uint64_t used_by, const char* what) const;
   void start_pending(Operation& op, std::unique_ptr<EpCall> call);
+  // Whether the others have published theirs of what was started.
+  bool has_come(int member) const { return !talks_with(member) || board_->arrived(member, pending_->seq); }
+  bool all_have_come() const;
+  // --- Background: the second half of what was started
+  bool try_advance() noexcept override;
+  void finish_aside();
+  void stay_in_background();
+  void leave_background();
   std::shared_ptr<Dispatched> finish_pending(const char* name, double timeout);
   void check_dispatch(const TopK& topk, const Routing* routing) const;
   void check_combine(const void* rows, const Dispatched& result, const void* y) const;
@@ -185,7 +200,8 @@ class ExpertParallel {
   std::vector<RemoteRegion> peers_;
   uint64_t seq_ = 0;  // calls completed, or started
   std::optional<Pending> pending_;
-  uint64_t before_pending_ = 0;  // the call before it, from which its second half counts
+  std::atomic<bool> finished_aside_{false};  // release: result or error are there
+  uint64_t before_pending_ = 0;              // the call before it, from which its second half counts
   uint64_t records_written_ = 0;
   uint64_t passed_by_all_ = 0;  // everybody has pulled what calls up to this one published
   // Which slot of each piece comes next. All are used in turn, whatever the order of the calls.

@@ -90,6 +90,9 @@ class PointToPoint : public Engine, private RecordHandler {
   struct Frame;
   struct OwnRequest;
   Channel& channel(int member) const { return *channels_[static_cast<size_t>(member)]; }
+  void wake_progress_thread() const {
+    if (ProgressThread* thread = comm_->world().progress_thread()) thread->wake();
+  }
   void check_peer(const char* name, int member, bool wildcard) const;
   void check_tag(int tag, bool wildcard) const;
   // Whether a call that waits for `peer` needs this member.

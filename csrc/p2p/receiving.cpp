@@ -54,6 +54,7 @@ std::shared_ptr<Request> PointToPoint::irecv(void* data, uint64_t capacity, int 
   request->keepalive = std::move(keepalive);
   request->self = request;
   post(*request);
+  if (!request->finished()) wake_progress_thread();
   return request;
 }
 

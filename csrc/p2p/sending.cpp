@@ -42,6 +42,7 @@ std::shared_ptr<Request> PointToPoint::begin_send(const void* data, uint64_t byt
   auto request = make_send(data, bytes, dst, tag);
   request->waited_for = true;
   submit(request);
+  if (!request->finished()) wake_progress_thread();
   return request;
 }
 

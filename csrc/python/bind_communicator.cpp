@@ -25,11 +25,13 @@ struct HeapBlock {
 std::shared_ptr<Communicator> init(const std::string& job, int rank, int size, bool numbered,
                                    const std::optional<std::string>& provider,
                                    const std::optional<double>& timeout,
-                                   const std::optional<double>& startup_timeout) {
+                                   const std::optional<double>& startup_timeout,
+                                   const std::optional<bool>& progress_thread) {
   Config config = Config::from_environment();
   if (provider) config.provider = *provider;
   if (timeout) config.timeout = *timeout;
   if (startup_timeout) config.startup_timeout = *startup_timeout;
+  if (progress_thread) config.progress_thread = *progress_thread;
   const Blocking blocking;
   return Communicator::init({job, rank, size, numbered}, config, PointToPoint::annex_bytes);
 }
@@ -51,7 +53,8 @@ py::array empty(Communicator& comm, std::vector<py::ssize_t> shape, const py::dt
 void bind_communicator(py::module_& m) {
   py::class_<Communicator, std::shared_ptr<Communicator>>(m, "Communicator")
       .def_static("init", &init, py::arg("job"), py::arg("rank"), py::arg("size"), py::arg("numbered"),
-                  py::arg("provider"), py::arg("timeout"), py::arg("startup_timeout"))
+                  py::arg("provider"), py::arg("timeout"), py::arg("startup_timeout"),
+                  py::arg("progress_thread"))
       .def_property_readonly("rank", &Communicator::rank)
       .def_property_readonly("size", &Communicator::size)
       .def_property_readonly("timeout", &Communicator::timeout)

@@ -154,6 +154,7 @@ class PyExpertParallel {
     }
     return PyResult{result, dtype_, x_dtype_, shape().hidden};
   }
+  bool finished_aside() const { return native_->finished_aside(); }
   bool can_finish() {
     const Blocking blocking;
     return native_->can_finish();
@@ -329,6 +330,7 @@ void bind_expert_parallel(py::module_& m) {
            py::arg("weights"), py::arg("out"), py::arg("timeout"))
       .def("finish_combine", &PyExpertParallel::finish_combine, py::arg("timeout"))
       .def("can_finish", &PyExpertParallel::can_finish)
+      .def_property_readonly("finished_aside", &PyExpertParallel::finished_aside)
       .def("close", &PyExpertParallel::close);
 
   m.def(

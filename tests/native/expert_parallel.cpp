@@ -24,6 +24,7 @@ struct Case {
   int ranks, experts, hidden, tokens, topk, calls;
   bool direct;
   int token_ranks = 0;
+  bool progress_thread = false;
 
   EpShape ep_shape() const {
     EpShape shape{experts, hidden, tokens, topk, RowType::float32};
@@ -154,26 +155,27 @@ class Player {
 };
 
 void play(const Case& shape) {
-  test::on_ranks(shape.ranks, test::local_config(shape.direct),
-                 [&](Communicator&, std::shared_ptr<Communicator> comm) {
-                   Player first(comm, shape, 0);
-                   Player second(comm,
-                                 {shape.ranks, shape.experts + 1, shape.hidden + 3, shape.tokens, shape.topk,
-                                  shape.calls, shape.direct, shape.token_ranks},
-                                 1);
-                   for (int call = 0; call < shape.calls; ++call) {
-                     const bool both = call % 3 == 0;
-                     first.start(call);
-                     if (both) second.start(call);
-                     first.work(call);
-                     if (both) second.work(call);
-                     first.end(call);
-                     if (both) second.end(call);
-                     second.play(call);
-                   }
-                   first.close();
-                   second.close();
-                 });
+  Config config = test::local_config(shape.direct);
+  config.progress_thread = shape.progress_thread;
+  test::on_ranks(shape.ranks, config, [&](Communicator&, std::shared_ptr<Communicator> comm) {
+    Player first(comm, shape, 0);
+    Player second(comm,
+                  {shape.ranks, shape.experts + 1, shape.hidden + 3, shape.tokens, shape.topk, shape.calls,
+                   shape.direct, shape.token_ranks},
+                  1);
+    for (int call = 0; call < shape.calls; ++call) {
+      const bool both = call % 3 == 0;
+      first.start(call);
+      if (both) second.start(call);
+      first.work(call);
+      if (both) second.work(call);
+      first.end(call);
+      if (both) second.end(call);
+      second.play(call);
+    }
+    first.close();
+    second.close();
+  });
 }
 
 }  // namespace
@@ -193,6 +195,18 @@ TEST("rows stay right when ranks sleep between publishing and pulling") {
   for (const bool direct : {true, false}) {
     play({4, 6, 16, 9, 3, 60, direct});
     for (const int token_ranks : {1, 2, 4}) play({5, 7, 16, 9, 3, 30, direct, token_ranks});
+  }
+  test_point_hook = nullptr;
+}
+
+TEST("rows stay right when threads of the ranks make the second halves, and these sleep as well") {
+  test_point_hook = [](const char*) {
+    thread_local std::mt19937 random(std::random_device{}());
+    if (random() % 40 == 0) std::this_thread::sleep_for(std::chrono::microseconds(random() % 1000));
+  };
+  for (const bool direct : {true, false}) {
+    play({3, 6, 16, 9, 3, 60, direct, 0, true});
+    play({5, 7, 16, 9, 3, 30, direct, 2, true});
   }
   test_point_hook = nullptr;
 }

@@ -180,6 +180,12 @@ TEST("the storm with every message announced") {
   on_points(3, config, [](PointToPoint& p2p) { storm(p2p, 1500, 18); });
 }
 
+TEST("the storm with a thread of each rank at work as well") {
+  Config config = test::local_config(true);
+  config.progress_thread = true;
+  on_points(4, config, [](PointToPoint& p2p) { storm(p2p, 3000, 20); });
+}
+
 TEST("the storm with ranks delayed at every step") {
   test_point_hook = [](const char*) {
     static thread_local std::minstd_rand luck(std::random_device{}());
