@@ -138,6 +138,7 @@ void PointToPoint::advance_channel(Channel& channel) {
   XCCL_TEST_POINT("p2p.drained");
   channel.pump_in(*this);
   channel.pump_out(*this);
+  channel.copy_ahead();
   start_waiting(channel);
   settle(channel);
 }
