@@ -12,6 +12,7 @@ constexpr uint64_t most_unmatched = 8192;     // buffered messages of a pair
 constexpr uint64_t most_drained = 16384;      // records taken at once
 constexpr uint64_t stream_chunk = 16 * 1024;  // copied before the peer is told
 constexpr uint64_t stream_step = 256 * 1024;  // memory taken at once for short streams
+constexpr uint64_t most_ahead = 64 * 1024;    // copied until a grant comes, also from afar
 constexpr size_t regions_remembered = 8;
 }  // namespace
 
@@ -174,32 +175,61 @@ void Channel::tell_payload() {
   post({p2p_record::make_head(p2p_record::memory, 0), 0, 0, key.words[0], key.words[1]});
 }
 
+// The piece of the request behind its first `moved` bytes, to `position` of the stream; 0 if there is no room.
+uint64_t Channel::put_piece(const Request& request, uint64_t moved, uint64_t position) {
+  const uint64_t area = layout_.stream_bytes, left = request.bytes - moved;
+  if (!stream_) stream_ = payload_.piece(layout_.stream(member_), area);
+  if (area - (position - consumed_there_) < std::min(left, stream_chunk))
+    // seq_cst: the peer has read what lay there (acquire), and step B of doorbell.hpp.
+    consumed_there_ = words_->consumed.load(std::memory_order_seq_cst);
+  const uint64_t at = position % area, room = area - (position - consumed_there_);
+  const uint64_t bytes = std::min({left, room, area - at, stream_chunk});
+  if (bytes == 0) return 0;
+  stream_->require(left > stream_step ? area : std::min(area, round_up(at + bytes, stream_step)));
+  copy_out_(stream_->base() + at, request.data + moved, bytes);
+  return bytes;
+}
+
+bool Channel::has_ahead() const {
+  const Request* next = offered.front();
+  return next && next->streams && next->state == Request::State::offered && streaming_.empty() &&
+         (next->id != ahead_of_ || ahead_ < std::min(next->bytes, most_ahead));
+}
+
+void Channel::copy_ahead() {
+  if (!has_ahead()) return;
+  const Request& next = *offered.front();
+  if (next.id != ahead_of_) ahead_of_ = next.id, ahead_ = 0;
+  ahead_ += put_piece(next, ahead_, produced_ + ahead_);
+  XCCL_TEST_POINT("p2p.ahead");
+}
+
+void Channel::stream_out(Request& request) {
+  streaming_.push_back(&request);
+  // What lies ahead of another request is in this one's way. (An id is never used again.)
+  if (std::exchange(ahead_of_, 0) == request.id) publish(request, ahead_);
+}
+
+// The next bytes of the request are there.
+void Channel::publish(Request& request, uint64_t bytes) {
+  request.moved += bytes;
+  produced_ += bytes;
+  if (request.moved == request.bytes) produced_ = round_up(produced_, cache_line);
+  tell(offsetof(ChannelWords, produced), produced_);
+}
+
 void Channel::pump_out(RecordHandler& handler) {
-  const uint64_t area = layout_.stream_bytes;
   while (!streaming_.empty()) {
     Request& request = *streaming_.front();
-    const uint64_t left = request.bytes - request.moved;
-    if (left) {
-      if (!stream_) stream_ = payload_.piece(layout_.stream(member_), area);
-      if (area - (produced_ - consumed_there_) < std::min(left, stream_chunk))
-        // seq_cst: the peer has read what lay there (acquire), and step B of doorbell.hpp.
-        consumed_there_ = words_->consumed.load(std::memory_order_seq_cst);
-      const uint64_t at = produced_ % area, room = area - (produced_ - consumed_there_);
-      const uint64_t bytes = std::min({left, room, area - at, stream_chunk});
+    if (request.moved < request.bytes) {
+      const uint64_t bytes = put_piece(request, request.moved, produced_);
       if (bytes == 0) return;
-      stream_->require(left > stream_step ? area : std::min(area, round_up(at + bytes, stream_step)));
-      copy_out_(stream_->base() + at, request.data + request.moved, bytes);
       XCCL_TEST_POINT("p2p.chunk");
-      produced_ += bytes;
-      request.moved += bytes;
+      publish(request, bytes);
+      if (request.moved < request.bytes) continue;
     }
-    const bool complete = request.moved == request.bytes;
-    if (complete) {
-      produced_ = round_up(produced_, cache_line);
-      streaming_.pop_front();
-    }
-    tell(offsetof(ChannelWords, produced), produced_);
-    if (complete) handler.sent(request);
+    streaming_.pop_front();
+    handler.sent(request);
   }
 }
 

@@ -67,6 +67,7 @@ class Channel {
 
   int member() const { return member_; }
   int job_rank() const { return job_rank_; }
+  bool direct() const { return group_.controls[static_cast<size_t>(member_)].direct; }
 
   // --- Records out ---
   bool has_room() { return backlog_.empty() && ring_has_room(); }  // a record posted now goes out at once
@@ -80,7 +81,7 @@ class Channel {
   // Is there anything to do here? Cheap: asked of every channel in every wait.
   bool quiet() const {
     return !has_record() && deliveries_.empty() && streaming_.empty() && backlog_.empty() &&
-           waiting.empty() && settling.empty() && !held;
+           waiting.empty() && settling.empty() && !held && !has_ahead();
   }
   bool has_record() const {
     // seq_cst: acquires the record, and is step B of doorbell.hpp.
@@ -110,7 +111,9 @@ class Channel {
   // Has the peer said where its stream lies? This rank says so once.
   bool can_stream() const { return peer_payload_.has_value(); }
   void tell_payload();
-  void stream_out(Request& request) { streaming_.push_back(&request); }
+  void stream_out(Request& request);
+  // Copies a piece of the next offer to where it will be streamed. The peer does not see it before it has granted.
+  void copy_ahead();
   void expect(const Delivery& delivery) { deliveries_.push_back(delivery); }
   void pump_out(RecordHandler& handler);
   void pump_in(RecordHandler& handler);
@@ -169,6 +172,9 @@ class Channel {
  private:
   int self() const { return group_.self; }
   bool ring_has_room();
+  bool has_ahead() const;
+  uint64_t put_piece(const Request& request, uint64_t moved, uint64_t position);
+  void publish(Request& request, uint64_t bytes);
   void put(const Payload& record);
   void tell(uint64_t offset_in_words, uint64_t value);
   [[noreturn]] void damaged(const char* what) const;
@@ -202,6 +208,7 @@ class Channel {
   std::deque<Request*> streaming_;
   std::deque<Delivery> deliveries_;
   uint64_t produced_ = 0, consumed_there_ = 0, consumed_ = 0;
+  uint64_t ahead_of_ = 0, ahead_ = 0;  // the offer of which there are bytes behind `produced_`, and how many
 
   uint64_t withdrawals_ = 0, verdicts_ = 0;
   bool payload_told_ = false;

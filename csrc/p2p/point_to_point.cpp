@@ -138,6 +138,7 @@ void PointToPoint::advance_channel(Channel& channel) {
   XCCL_TEST_POINT("p2p.drained");
   channel.pump_in(*this);
   channel.pump_out(*this);
+  channel.copy_ahead();
   start_waiting(channel);
   settle(channel);
 }
@@ -224,7 +225,7 @@ bool PointToPoint::cancel(Request& request) {
   try {
     const bool posted = request.state == Request::State::posted;
     if (posted) forget(request);
-    if (!posted && !withdraw_send(request)) return false;
+    if (!posted && (request.kind == Request::Kind::receive || !withdraw_send(request))) return false;
   } catch (...) {
     // Half withdrawn, nobody could go on from there.
     Error error = current_error();

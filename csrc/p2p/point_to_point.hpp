@@ -151,6 +151,7 @@ class PointToPoint : public Engine, private RecordHandler {
   void take_back(Channel& channel, uint64_t id);
   void give_up_receive(Request& request);
   void forget(Request& request);
+  void take_out(Request& request);  // of the queue that it is in, if it is in one
   void return_views();
 
   // --- RecordHandler ---

@@ -440,6 +440,12 @@ void PointToPoint::deliver_kept(Request& request, Message& message) {
 
 // Takes a request out of every queue. What was on its way to it is lost, which only an ended communicator may do.
 void PointToPoint::forget(Request& request) {
+  if (request.state == Request::State::idle) return;
+  take_out(request);
+  leave(request);
+}
+
+void PointToPoint::take_out(Request& request) {
   switch (request.state) {
     case Request::State::idle:
       return;
@@ -457,7 +463,6 @@ void PointToPoint::forget(Request& request) {
       channel(request.kind == Request::Kind::send ? request.peer : request.info.source).forget(request);
       break;
   }
-  leave(request);
 }
 
 }  // namespace xccl

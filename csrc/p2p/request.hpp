@@ -76,6 +76,7 @@ struct Request : Linked<Request> {
   uint64_t arrival = 0;     // of the message that it has met
   uint64_t id = 0;          // of an offer, on its channel
   uint64_t moved = 0;       // bytes streamed so far
+  bool streams = false;     // an offer that the receiver will not pull
   bool waited_for = false;  // a send whose call does not return before it is done
   bool wants_view = false;
   ViewSize view_size;

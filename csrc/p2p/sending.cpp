@@ -66,6 +66,7 @@ void PointToPoint::submit(const std::shared_ptr<Request>& request) {
   try {
     if (to.waiting.empty() && start(to, *request)) return;
   } catch (...) {
+    take_out(*request);
     leave(*request);
     throw;
   }
@@ -109,6 +110,7 @@ void PointToPoint::offer(Channel& to, Request& request) {
   const RegionKey key = place ? place->key : payload_.region().key;
   const bool helps = place && request.waited_for && request.bytes < pulled_from;
   if (helps) to.tell_payload();
+  request.streams = !place || (helps && to.direct());
   request.id = to.next_id();
   XCCL_TEST_POINT("p2p.offering");
   to.post({p2p_record::make_head(p2p_record::offer, request.tag), request.bytes, request.id, key.words[0],
@@ -121,10 +123,12 @@ void PointToPoint::offer(Channel& to, Request& request) {
 void PointToPoint::start_waiting(Channel& to) {
   while (Request* request = to.waiting.front()) {
     if (!to.has_room()) return;
-    to.waiting.remove(*request);
+    take_out(*request);
+    request->state = Request::State::idle;
     try {
       start(to, *request);
     } catch (const std::exception&) {
+      take_out(*request);
       fail_request(*request, current_error());
     }
   }

@@ -22,7 +22,7 @@ from pathlib import Path
 FOLDER = Path(__file__).resolve().parent
 ROOT = FOLDER.parents[1]
 COPY = ROOT / "build" / "mutants"
-BUILT_FROM = ("csrc", "cmake", "tests/native", "CMakeLists.txt", "CMakePresets.json")
+BUILT_FROM = ("csrc", "cmake", "tests/native", "bench/native", "CMakeLists.txt", "CMakePresets.json")
 SECONDS = 200  # that a test may take as the sources are
 HANGS = 10  # a mutant's test is over after so many times that, or never
 
@@ -80,7 +80,7 @@ def update_copy() -> None:
         if not copy.exists() or copy.read_bytes() != source.read_bytes():
             copy.parent.mkdir(parents=True, exist_ok=True)
             copy.write_bytes(source.read_bytes())
-    for folder in ("csrc", "tests", "cmake"):
+    for folder in ("csrc", "tests", "cmake", "bench"):
         for copy in (COPY / folder).rglob("*"):
             if copy.is_file() and str(copy.relative_to(COPY)) not in names:
                 copy.unlink()

@@ -59,6 +59,22 @@ MUTANTS = [
         NativeTest("wait", says="CHECK(sleeps_of(vigil, 3) <= 1)"),
     ),
     Mutant(
+        "ahead-of-another",
+        "what was copied ahead of one message's answer is streamed as the next one's",
+        "csrc/p2p/channel.cpp",
+        "if (std::exchange(ahead_of_, 0) == request.id)",
+        "if (std::exchange(ahead_of_, 0))",
+        NativeTest("point_to_point", says="CHECK(is_filled("),
+    ),
+    Mutant(
+        "ahead-overwritten",
+        "what was copied ahead is believed to be there still when another message has been streamed",
+        "csrc/p2p/channel.cpp",
+        "if (std::exchange(ahead_of_, 0) == request.id)",
+        "if (ahead_of_ == request.id)",
+        NativeTest("point_to_point", says="CHECK(is_filled("),
+    ),
+    Mutant(
         "withdrawal-released",
         "words of a channel are stored with release only, so that a later look may come before",
         "csrc/p2p/channel.cpp",

@@ -431,6 +431,40 @@ TEST("bytes of the next message on a stream are not taken for those of one that 
   CHECK(b == other);
 }
 
+TEST("bytes copied ahead of an answer are never another message's") {
+  Pair pair;
+  constexpr uint64_t bytes = 40'000;
+  std::vector<std::byte> arrays[3], into(bytes);
+  for (const int tag : {0, 1, 2}) {
+    arrays[tag].resize(bytes);
+    fill(arrays[tag].data(), bytes, static_cast<uint64_t>(tag));
+  }
+  bool ahead = false;
+  const auto send = [&](int tag) { return pair.sender().isend(arrays[tag].data(), bytes, 1, tag); };
+  const auto go_ahead = [&](const std::function<void()>& begin) {
+    ahead = false;
+    Pair::at("p2p.ahead", [&] { ahead = true; });
+    begin();
+    for (int i = 0; i < 10; ++i) pair.sender().advance();
+    return ahead;
+  };
+  const auto receive = [&](int tag) {
+    const auto received = pair.receiver().irecv(into.data(), bytes, 0, tag);
+    while (!pair.receiver().test(*received)) pair.sender().advance();
+    CHECK(is_filled(into.data(), bytes, static_cast<uint64_t>(tag)));
+  };
+  std::shared_ptr<Request> taken_back;
+  CHECK(go_ahead([&] { send(0); }));
+  CHECK(!go_ahead([&] { taken_back = send(1); }));  // of the first only
+  send(2);
+  receive(2);  // another one is answered
+  receive(0);
+  CHECK(go_ahead([] {}));
+  CHECK(pair.sender().cancel(*taken_back));
+  send(2);
+  receive(2);
+}
+
 TEST("an empty message that was announced is not both received and taken back") {
   Pair pair;
   static const int word = 0;
@@ -535,6 +569,32 @@ TEST("a request can be taken back as long as nothing has matched it, on every pa
         barrier(comm);
       }
   });
+}
+
+TEST("a receive whose bytes are on their way cannot be taken back, from wherever they come") {
+  for (const int source : {0, any_source}) {
+    Pair pair;
+    std::vector<std::byte> into(announced.size());
+    const auto sent = pair.sender().isend(announced.data(), announced.size(), 1, 1);
+    const auto received = pair.receiver().irecv(into.data(), into.size(), source, 1);
+    CHECK(!received->finished() && !pair.receiver().cancel(*received));
+    while (!pair.receiver().test(*received)) pair.sender().advance();
+    CHECK(into == announced && pair.sender().test(*sent));
+  }
+}
+
+TEST("what fails just when it has been announced is in no queue any more") {
+  Pair pair;
+  const std::vector<std::byte> large(announced);
+  Pair::at("p2p.offered", [] { throw std::bad_alloc(); });
+  bool failed = false;
+  try {
+    pair.sender().isend(large.data(), large.size(), 1, 1);
+  } catch (const std::bad_alloc&) {
+    failed = true;
+  }
+  CHECK(failed);
+  for (int i = 0; i < 10; ++i) pair.sender().advance();  // would read the request, which is gone
 }
 
 TEST("a receive that was taken back takes nothing, and a send behind a full ring sends nothing") {
