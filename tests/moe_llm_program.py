@@ -1,7 +1,8 @@
 """What test_moe_llm.py runs in a process of its own: the demo's stages, with a random model of a few kilobytes.
 
-`serve RANKS LAYER:EXPERT|none QUANT|none` prepares, generates, reports and checks as examples/moe_llm/demo.py does,
-in the current folder; exits with 1 if a check failed. `perplexity` compares the demo's figure with a slow, obvious one.
+`serve RANKS LAYER:EXPERT|none QUANT|none FORM` prepares, generates, reports and checks as examples/moe_llm/demo.py
+does, in the current folder; exits with 1 if a check failed. FORM is `colocated`, `rebalance`, or `A:direct` and
+`A:trampoline` for A attention ranks. `perplexity` compares the demo's figure with a slow, obvious one.
 Only the GGUF file and the real tokenizer are replaced.
 """
 
@@ -17,11 +18,11 @@ import demo  # noqa: E402  the example's folder is on the path only now
 import numpy as np  # noqa: E402
 import prepare  # noqa: E402
 from gguf_file import ModelConfig  # noqa: E402
-from report import table  # noqa: E402
 from truth import Truth, perplexity  # noqa: E402
 
 VOCABULARY, EXPERTS, TOPK = 131, 8, 6
 PROMPTS = [(3, "one"), (9, "two and a longer one"), (1, "x"), (14, "four"), (5, "five, the last")]
+MOVING_LONGER = 4  # times as much text, so that there is some after experts have moved
 
 
 class TinyModel:
@@ -73,23 +74,40 @@ class TinyTokenizer:
         return "".join(chr(97 + token % 26) for token in ids)
 
 
-def set_up(ranks: int, broken_expert: tuple[int, int] | None = None, quant: str | None = None) -> demo.Setup:
+def set_up(
+    ranks: int,
+    broken_expert: tuple[int, int] | None = None,
+    quant: str | None = None,
+    form: demo.Form = demo.COLOCATED,
+) -> demo.Setup:
     """What demo.set_up makes of the real model."""
     model, tokenizer = TinyModel(), TinyTokenizer()
     folder = prepare.find_or_prepare(model, tokenizer, EXPERTS, Path.cwd(), lambda done, total: None)
-    options = demo.Options(ranks, EXPERTS, TOPK, Path("unused"), Path.cwd(), 16, broken_expert, quant)
+    options = demo.Options(ranks, EXPERTS, TOPK, Path("unused"), Path.cwd(), 16, broken_expert, quant, form)
     return demo.Setup(options, model, tokenizer, folder, Truth(model, prepare.load(folder)))
 
 
-def serve(ranks: str, broken: str, quant: str) -> bool:
+def form_of(text: str) -> demo.Form:
+    """Of the command line."""
+    if text in ("colocated", "rebalance"):
+        return demo.Form(rebalance=text == "rebalance")
+    attention, routing = text.split(":")
+    return demo.Form(attention=int(attention), routing=routing)
+
+
+def serve(ranks: str, broken: str, quant: str, form: str) -> bool:
     """Whether all checks passed."""
     expert = None if broken == "none" else tuple(int(part) for part in broken.split(":"))
-    setup = set_up(int(ranks), expert, None if quant == "none" else quant)
-    answers, requests, summary = demo.serve(setup, PROMPTS)
-    print(table(summary))
-    checks = demo.check(setup, requests, answers)
-    assert all(len(answer.tokens) <= limit for answer, (limit, _) in zip(answers, PROMPTS, strict=True))
-    assert len(checks) == 2 + 2 * len({1, 2, 4, int(ranks)}) + 3 * (quant != "none")
+    setup = set_up(int(ranks), expert, None if quant == "none" else quant, form_of(form))
+    longer = MOVING_LONGER if form == "rebalance" else 1
+    prompts = [(longer * limit, text) for limit, text in PROMPTS]
+    answers, requests, summary = demo.serve(setup, prompts)
+    demo.show_report(setup, summary)
+    checks = demo.check(setup, requests, answers, summary)
+    assert all(len(answer.tokens) <= limit for answer, (limit, _) in zip(answers, prompts, strict=True))
+    of_form = {"colocated": 2 * len({1, 2, 4, int(ranks)}), "rebalance": 5}.get(form, 6)
+    of_quant = 0 if quant == "none" else 3 + (form != "colocated")
+    assert len(checks) == 2 + of_form + of_quant, checks
     return all(check.ok for check in checks)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-PHASES = ("attention", "routing", "dispatch", "experts", "combine", "output", "agree")
+PHASES = ("attention", "routing", "dispatch", "experts", "combine", "moving", "output", "agree")
 
 
 class PhaseClock:

@@ -14,19 +14,23 @@ from pathlib import Path
 
 import prepare
 from checks import (
-    LOGIT_TOLERANCE,
     QUANT_BOUNDS,
     Check,
+    check_balance,
+    check_bits,
     check_difference,
     check_logits,
+    check_moved,
     check_split,
     check_tokens,
+    check_traffic,
+    logit_tolerance,
 )
 from difference import agreement, difference, perplexity_of
 from display import Answer, Board, StepProgress
 from errors import DemoError
 from gguf_file import GgufModel, find_model
-from job import GENERATE, TEACHER_FORCED, Job, Request, read_stats
+from job import COLOCATED, GENERATE, TEACHER_FORCED, Form, Job, Request, read_stats
 from launcher import run_ranks
 from report import Summary, save_picture, table
 from tokenizer import ChatTokenizer
@@ -34,6 +38,8 @@ from truth import Truth, perplexity
 
 PARAGRAPH = Path(__file__).resolve().parent / "texts" / "paragraph.txt"
 CHECKED_SIZES = (1, 2, 4)
+# So few tokens in a step, when experts move while texts are read, that there are steps before, during and after.
+STEP_WHILE_MOVING = 4
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,19 @@ class Options:
     max_tokens: int
     broken_expert: tuple[int, int] | None
     quant: str | None = None
+    form: Form = COLOCATED
+
+    @property
+    def ranks_in_words(self) -> str:
+        """Of the form that serves."""
+        return ranks_in_words(self.ranks, self.form)
+
+
+def ranks_in_words(ranks: int, form: Form) -> str:
+    """Such as "3 attention and 5 expert ranks"."""
+    if form.attention is not None:
+        return f"{form.attention} attention and {ranks - form.attention} expert ranks"
+    return f"{ranks} rank{'s' * (ranks > 1)}{' with moving experts' * form.rebalance}"
 
 
 @dataclass(frozen=True)
@@ -60,17 +79,26 @@ class Setup:
     prepared: Path
     truth: Truth
 
-    def job(self, mode: str, topks: list[int], requests: list[Request], quant: str | None = None) -> Job:
+    def job(
+        self,
+        mode: str,
+        topks: list[int],
+        requests: list[Request],
+        quant: str | None = None,
+        form: Form = COLOCATED,
+    ) -> Job:
         options = self.options
+        moving = mode == TEACHER_FORCED and options.form.rebalance
         return Job(
             mode=mode,
             prepared=str(self.prepared),
             topks=topks,
-            max_tokens=options.max_tokens,
+            max_tokens=min(options.max_tokens, STEP_WHILE_MOVING) if moving else options.max_tokens,
             end_token=self.tokenizer.end_id,
             requests=requests,
             broken_expert=options.broken_expert,
             quant=quant,
+            form=form,
         )
 
 
@@ -81,13 +109,13 @@ def run(options: Options) -> int:
     questions = read_prompts(options.prompts)
     answers, requests, summary = serve(setup, questions)
     picture = show_report(setup, summary)
-    checks = check(setup, requests, answers)
+    checks = check(setup, requests, answers, summary)
     failed = [result for result in checks if not result.ok]
     facts = (
-        f"{options.ranks} ranks, {options.experts} experts, top-{options.topk}, {setup.model.config.layers} layers; "
+        f"{options.ranks_in_words}, {options.experts} experts, top-{options.topk}, {setup.model.config.layers} layers; "
         f"{summary.new_tokens} tokens, {summary.tokens_per_second:.1f} tokens/s; {quality}; "
         f"{len(checks) - len(failed)} of {len(checks)} checks passed, largest logit difference "
-        f"{max(result.difference for result in checks):.1e} (tolerance {LOGIT_TOLERANCE:g}); picture {picture}"
+        f"{max(result.difference for result in checks):.1e}; picture {picture}"
     )
     print(f"demo: {'FAILED' if failed else 'OK'} {facts}")
     return 1 if failed else 0
@@ -166,21 +194,21 @@ def serve(setup: Setup, questions: list[tuple[int, str]]) -> tuple[list[Answer],
         Answer(index, question, limit, setup.tokenizer.decode)
         for index, (limit, question) in enumerate(questions)
     ]
-    size, topk, quant = setup.options.ranks, setup.options.topk, setup.options.quant
+    options = setup.options
+    size, topk, quant, form = options.ranks, options.topk, options.quant, options.form
     print(
-        f"{len(requests)} prompts on {size} ranks, {topk} of {setup.options.experts} experts per token"
+        f"{len(requests)} prompts on {options.ranks_in_words}, {topk} of {options.experts} experts per token"
         f"{f', rows travel as {quant}' if quant else ''}\n",
         flush=True,
     )
     board = Board(answers)
     with job_folder(setup.options.cache) as folder:
         try:
-            run_ranks(setup.job(GENERATE, [topk], requests, setup.options.quant), size, folder, board)
+            run_ranks(setup.job(GENERATE, [topk], requests, quant, form), size, folder, board)
         finally:
             board.close()
         stats = read_stats(folder, size)
-    config, quant = setup.model.config, setup.options.quant
-    return answers, requests, Summary(stats, config.layers, setup.options.experts, config.hidden, quant)
+    return answers, requests, Summary(stats, setup.model.config.hidden, quant, form)
 
 
 def _check_lengths(requests: list[Request], context: int) -> None:
@@ -200,40 +228,88 @@ def show_report(setup: Setup, summary: Summary) -> Path:
     return path
 
 
-def check(setup: Setup, requests: list[Request], answers: list[Answer]) -> list[Check]:
+def check(setup: Setup, requests: list[Request], answers: list[Answer], summary: Summary) -> list[Check]:
     """Compare the ranks with one process, on the prompts and the text just generated."""
     truth, options = setup.truth, setup.options
-    print(f"checks (tolerance {LOGIT_TOLERANCE:g} for each logit of float32 rows):")
-    tolerance = LOGIT_TOLERANCE if options.quant is None else QUANT_BOUNDS[options.quant].logit
+    print("checks:")
+    if options.quant is None:
+        tolerance = logit_tolerance(options.topk, options.experts)
+    else:
+        tolerance = QUANT_BOUNDS[options.quant].logit
     results = [shown(check_tokens(truth, requests, answers, options.topk, tolerance))]
     texts = [
         Request(request.id, request.tokens + answer.tokens)
         for request, answer in zip(requests, answers, strict=True)
     ]
     results.append(shown(check_split(truth, texts)))
-    topks = list(dict.fromkeys([options.experts, options.topk]))
-    for size in sorted({*CHECKED_SIZES, options.ranks}):
-        with job_folder(options.cache) as folder:
-            run_ranks(setup.job(TEACHER_FORCED, topks, texts), size, folder)
-            results += [shown(check_logits(truth, texts, topk, size, folder)) for topk in topks]
+    if options.form == COLOCATED:
+        results += check_sizes(setup, texts)
+    else:
+        results += check_form(setup, texts, summary)
     if options.quant is not None:
         results += check_quantised(setup, options.quant, requests, texts)
     print(flush=True)
     return results
 
 
+def check_sizes(setup: Setup, texts: list[Request]) -> list[Check]:
+    """Any number of ranks, against one process."""
+    options, results = setup.options, []
+    topks = list(dict.fromkeys([options.experts, options.topk]))
+    for size in sorted({*CHECKED_SIZES, options.ranks}):
+        with job_folder(options.cache) as folder:
+            run_ranks(setup.job(TEACHER_FORCED, topks, texts), size, folder)
+            ranks = ranks_in_words(size, COLOCATED)
+            results += [shown(check_logits(setup.truth, texts, k, ranks, folder)) for k in topks]
+    return results
+
+
+def check_form(setup: Setup, texts: list[Request], summary: Summary) -> list[Check]:
+    """The form that serves, against one process and against the colocated form; and what it says of itself."""
+    options, ranks = setup.options, setup.options.ranks_in_words
+    # With all experts for every token all have the same load, and none would move.
+    topks = [options.topk] if options.form.rebalance else list(dict.fromkeys([options.experts, options.topk]))
+    with job_folder(options.cache) as formed, job_folder(options.cache) as colocated:
+        run_ranks(setup.job(TEACHER_FORCED, topks, texts, form=options.form), options.ranks, formed)
+        run_ranks(setup.job(TEACHER_FORCED, topks, texts), token_ranks(options), colocated)
+        results = [shown(check_logits(setup.truth, texts, k, ranks, formed)) for k in topks]
+        results += [shown(check_bits(texts, k, ranks, formed, colocated)) for k in topks]
+        if options.form.rebalance:
+            results.append(shown(check_moved(read_stats(formed, options.ranks), "texts were read")))
+    if options.form.rebalance:
+        results.append(shown(check_moved(summary.stats, "texts were written")))
+        results.append(shown(check_balance(summary.stats)))
+    else:
+        results += [shown(result) for result in check_traffic(summary.stats, options.form)]
+    return results
+
+
+def token_ranks(options: Options) -> int:
+    """Of a colocated run in which every rank has the tokens that one has here."""
+    return options.form.token_ranks(options.ranks)
+
+
 def check_quantised(setup: Setup, quant: str, prompts: list[Request], texts: list[Request]) -> list[Check]:
     """The same ranks read the answers and the paragraph with float32 rows and with quantised ones."""
-    size, topk = setup.options.ranks, setup.options.topk
+    options, results = setup.options, []
+    size, topk, form = token_ranks(options), options.topk, options.form
     page = Request(len(texts), paragraph(setup))
-    with job_folder(setup.options.cache) as plain, job_folder(setup.options.cache) as quantised:
+    with job_folder(options.cache) as plain, job_folder(options.cache) as quantised:
         run_ranks(setup.job(TEACHER_FORCED, [topk], [*texts, page]), size, plain)
         run_ranks(setup.job(TEACHER_FORCED, [topk], [*texts, page], quant), size, quantised)
         found = difference([*texts, page], topk, plain, quantised)
         before, after = (perplexity_of(page, topk, folder) for folder in (plain, quantised))
         agreed = agreement(texts, topk, plain, prompts)
+        if form != COLOCATED:
+            with job_folder(options.cache) as formed:
+                run_ranks(
+                    setup.job(TEACHER_FORCED, [topk], [*texts, page], quant, form), options.ranks, formed
+                )
+                ranks = f"{options.ranks_in_words}, {quant}"
+                results.append(shown(check_bits([*texts, page], topk, ranks, formed, quantised)))
     print(
-        f"\n{quant} rows beside float32 rows, {size} ranks, k = {topk}, after each of {found.tokens} tokens:\n"
+        f"\n{quant} rows beside float32 rows, {ranks_in_words(size, COLOCATED)}, k = {topk}, after each of "
+        f"{found.tokens} tokens:\n"
         f"    logits differ by {found.mean:.4f} in the mean, {found.largest:.3f} at most\n"
         f"    predictions diverge by {found.divergence:.2e} nats (KL); the likeliest token is the same after "
         f"{found.same_choice}\n"
@@ -241,7 +317,7 @@ def check_quantised(setup: Setup, quant: str, prompts: list[Request], texts: lis
         f"    {sum(same == length for same, length in agreed)} of {len(agreed)} answers are what float32 rows write; "
         f"the same tokens before the first other one: {', '.join(f'{same} of {length}' for same, length in agreed)}\n"
     )
-    return [shown(result) for result in check_difference(quant, found, before, after)]
+    return results + [shown(result) for result in check_difference(quant, found, before, after)]
 
 
 def shown(result: Check) -> Check:

@@ -35,6 +35,10 @@ class MoeWeights:
     def experts(self) -> int:
         return self.gate_up.shape[1]
 
+    @property
+    def hidden(self) -> int:
+        return self.down.shape[3]
+
 
 def choose_experts(scores: np.ndarray, topk: int) -> tuple[np.ndarray, np.ndarray]:
     """The topk best experts of each token, by number, and their weights; both (tokens, topk).

@@ -16,11 +16,10 @@ from typing import TextIO
 import numpy as np
 import prepare
 from clock import PhaseClock
-from colocated import ColocatedExperts
 from job import GENERATE, Event, Job, RankStats, Request, events_file, logits_file, write_stats
 from llama import KvCache, Llama
-from local_experts import LocalExperts
-from serving import LiveSequence, MoeLayer, Server, Work
+from place import Place, open_place
+from serving import LiveSequence, MoeLayer, Server, Steps, Work
 
 import xccl
 
@@ -56,6 +55,8 @@ class Writer:
 class LogitRecorder:
     """Keeps the logits after every token of the given sequences, in files."""
 
+    new_tokens = 0
+
     def __init__(self, model: Llama, folder: Path, topk: int) -> None:
         self._model = model
         self._folder = folder
@@ -89,7 +90,8 @@ class Rank:
         self._folder = folder
         self._model = Llama(prepared.backbone)
         self._moe = prepared.moe
-        self._mine = job.requests[comm.rank :: comm.size]
+        tokens_at = job.form.token_ranks(comm.size)
+        self._mine = job.requests[comm.rank :: tokens_at] if comm.rank < tokens_at else []
 
     def run(self) -> None:
         """The whole job, once for each topk."""
@@ -97,63 +99,54 @@ class Rank:
             if self._job.mode == GENERATE:
                 self._generate(topk)
             else:
-                self._read_through(topk)
+                self._pass(topk, LogitRecorder(self._model, self._folder, topk))
 
-    def _server(self, topk: int) -> Server:
+    def _generate(self, topk: int) -> None:
+        with events_file(self._folder, self._comm.rank).open("w") as events:
+            self._pass(topk, Writer(self._model, self._mine, self._job.end_token, events))
+
+    def _pass(self, topk: int, on_step: Writer | LogitRecorder) -> None:
+        """Once through all texts."""
         clock = PhaseClock()
-        place = self._place(topk, clock)
+        place = open_place(self._comm, self._job, self._moe, topk, clock)
         self._comm.barrier()  # so that nobody's clock counts how long others took to start
         clock.restart()
-        layer = MoeLayer(self._moe, topk, place, clock)
-        return Server(self._comm, self._model, layer, self._job.max_tokens, clock)
+        if place.token_ranks is None:
+            steps = Steps(total=place.serve() // self._model.config.layers)
+        else:
+            steps = self._serve_texts(place, topk, clock, on_step)
+        write_stats(self._folder, self._stats(place, clock, steps, on_step.new_tokens))
+        place.close()
 
-    def _place(self, topk: int, clock: PhaseClock) -> ColocatedExperts:
-        job = self._job
-        ep = xccl.ExpertParallel(
-            self._comm,
-            num_experts=self._moe.experts,
-            hidden=self._model.config.hidden,
-            max_tokens=job.max_tokens,
-            topk=topk,
-            dtype="float32",
-            dispatch_quant=job.quant,
-            combine_quant=job.quant,
-        )
-        return ColocatedExperts(ep, LocalExperts(self._moe, ep.local_experts, job.broken_expert), clock)
+    def _serve_texts(
+        self, place: Place, topk: int, clock: PhaseClock, on_step: Writer | LogitRecorder
+    ) -> Steps:
+        layer = MoeLayer(self._moe, topk, place, clock)
+        server = Server(place.token_ranks, self._model, layer, self._job.max_tokens, clock)
+        server.run([self._sequence(request) for request in self._mine], on_step)
+        place.end()
+        return server.steps
 
     def _sequence(self, request: Request) -> LiveSequence:
         cache = KvCache(self._model.config, len(request.tokens) + request.max_new)
         return LiveSequence(request.id, list(request.tokens), cache)
 
-    def _generate(self, topk: int) -> None:
-        server = self._server(topk)
-        with events_file(self._folder, self._comm.rank).open("w") as events:
-            writer = Writer(self._model, self._mine, self._job.end_token, events)
-            server.run([self._sequence(request) for request in self._mine], writer)
-        write_stats(self._folder, _stats(server, writer.new_tokens))
-        server.feed_forward.place.close()
-
-    def _read_through(self, topk: int) -> None:
-        server = self._server(topk)
-        recorder = LogitRecorder(self._model, self._folder, topk)
-        server.run([self._sequence(request) for request in self._mine], recorder)
-        server.feed_forward.place.close()
-
-
-def _stats(server: Server, new_tokens: int) -> RankStats:
-    place, steps = server.feed_forward.place, server.steps
-    return RankStats(
-        rank=server.comm.rank,
-        seconds=sum(server.clock.seconds.values()),
-        phases=server.clock.seconds,
-        steps=steps.total,
-        idle_steps=steps.idle,
-        read_tokens=steps.tokens,
-        new_tokens=new_tokens,
-        bytes_moved=place.bytes_moved,
-        own_memory=_own_memory(),
-        loads=place.local.loads,
-    )
+    def _stats(self, place: Place, clock: PhaseClock, steps: Steps, new_tokens: int) -> RankStats:
+        clock.switch("agree")  # the phase that is running is counted to its end
+        return RankStats(
+            rank=self._comm.rank,
+            seconds=sum(clock.seconds.values()),
+            phases=clock.seconds,
+            steps=steps.total,
+            idle_steps=steps.idle,
+            read_tokens=steps.tokens,
+            new_tokens=new_tokens,
+            bytes_moved=place.bytes_moved,
+            own_memory=_own_memory(),
+            loads=place.loads,
+            traffic=place.traffic,
+            moved=place.moved,
+        )
 
 
 def _own_memory() -> int:

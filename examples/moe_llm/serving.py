@@ -2,7 +2,7 @@
 
 Called by rank.py. Every step runs each sequence's next tokens (a piece of a prompt, or one new token) through
 all layers together; a rank without tokens takes part until no rank has any. Not here: attention (llama.py),
-where the experts are (colocated.py), what becomes of the hidden states (the `on_step` given by rank.py).
+where the experts are (place.py), what becomes of the hidden states (the `on_step` given by rank.py).
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from experts import MoeWeights, route
 from llama import Chunk, FeedForward, KvCache, Llama
 
 if TYPE_CHECKING:
+    from place import Place
+
     import xccl
 
 
@@ -47,10 +49,6 @@ def plan_step(sequences: Sequence[LiveSequence], max_tokens: int) -> Work:
             work.append((sequence, count))
             max_tokens -= count
     return work
-
-
-# The place where the expert layer runs: (layer, x, topk_idx, topk_weights) -> y, for the tokens of this rank.
-Place = Callable[[int, np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
