@@ -15,6 +15,7 @@ import pytest
 from c_api import HEADER, LIBRARY, functions
 
 import xccl
+from xccl import _core
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = ROOT / "examples" / "c"
@@ -54,6 +55,12 @@ def test_the_library_exports_the_functions_of_the_header_and_nothing_else():
     symbols = run("nm", "-D", "--defined-only", LIBRARY).splitlines()
     exported = {line.split()[2].partition("@")[0] for line in symbols if line.split()[1] != "A"}
     assert exported == functions()
+
+
+def test_the_extension_exports_its_entry_and_nothing_else():
+    """So it goes beside other extensions also where the C++ library is linked into each of them."""
+    symbols = run("nm", "-D", "--defined-only", _core.__file__).splitlines()
+    assert [line.split()[2] for line in symbols if line.split()[1] != "A"] == ["PyInit__core"]
 
 
 def test_the_library_says_what_it_is_linked_as():
