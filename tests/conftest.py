@@ -156,4 +156,5 @@ def nothing_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
         if not left or time.monotonic() > deadline:
             break
         time.sleep(0.02)
+    gc.freeze()  # what pytest keeps of each test would make every collection slower than the one before
     assert not left, f"the test left behind: {left}"
