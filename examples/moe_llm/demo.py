@@ -233,7 +233,7 @@ def check(setup: Setup, requests: list[Request], answers: list[Answer], summary:
     truth, options = setup.truth, setup.options
     print("checks:")
     if options.quant is None:
-        tolerance = logit_tolerance(options.topk, options.experts)
+        tolerance = logit_tolerance(options.topk, options.experts).largest
     else:
         tolerance = QUANT_BOUNDS[options.quant].logit
     results = [shown(check_tokens(truth, requests, answers, options.topk, tolerance))]

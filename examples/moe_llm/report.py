@@ -97,8 +97,8 @@ def _traffic(summary: Summary) -> list[str]:
     for kind, ranks in (("attention", summary.stats[:attention]), ("experts", summary.stats[attention:])):
         busiest = max((rank.traffic for rank in ranks), key=lambda traffic: traffic.records)
         lines.append(
-            f"{kind:14} {len(ranks)} ranks; at most {busiest.records} records ({busiest.model_records} by the cost "
-            f"model) to {busiest.fan_out} other ranks"
+            f"{kind:14} on {len(ranks)}: at most {busiest.records} records ({busiest.model_records} by the cost "
+            f"model) to {busiest.fan_out} other rank{'s' * (busiest.fan_out > 1)}"
         )
     return lines
 
