@@ -39,7 +39,7 @@ NO_ASLR := $(shell setarch $$(uname -m) -R true 2>/dev/null && echo setarch $$(u
 
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test native crash-matrix tsan asan asan-python soak model mutants bench lint format clean FORCE
+.PHONY: help demo test long native crash-matrix tsan asan asan-python soak model mutants bench lint format clean FORCE
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -55,6 +55,10 @@ demo: $(PACKAGE) $(DEMO_NEEDS)  ## a real language model, its experts spread ove
 test: native $(PACKAGE) $(DEMO_NEEDS)  ## all tests: native, then Python; not the long checks below
 	@mkdir -p build/pytest
 	cd build/pytest && $(PYTEST) $(PYTEST_ARGS)
+
+long: $(PACKAGE)  ## the Python tests that take long: 64 and 256 ranks, a message of 5 GiB
+	@mkdir -p build/pytest
+	cd build/pytest && $(PYTEST) -m long --long $(PYTEST_ARGS)
 
 native: build/debug/build.ninja  ## native tests, assertions on
 	cmake --build --preset debug

@@ -44,10 +44,20 @@ _pool = Pool()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Options of our own."""
+    parser.addoption("--long", action="store_true", help="also the tests that take long")
     parser.addoption("--cycles", type=int, default=200, help="how often test_growth.py joins and closes")
     parser.addoption(
         "--rounds", type=int, default=150, help="rounds of dispatch and combine in test_scale.py"
     )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What takes long is run by `make long`."""
+    if config.getoption("--long"):
+        return
+    for item in items:
+        if item.get_closest_marker("long"):
+            item.add_marker(pytest.mark.skip(reason="takes long: `make long` runs it"))
 
 
 def pytest_collection_finish() -> None:

@@ -238,6 +238,7 @@ def very_large(comm, nbytes):
     return status.nbytes
 
 
+@pytest.mark.long
 def test_a_message_of_five_gibibytes(processes):
     nbytes = 5 << 30
     if _core.machine()["memory_headroom"] < 2 * nbytes + (1 << 30):

@@ -36,12 +36,14 @@ def test_many_rounds_on_eight_ranks_give_the_bits_of_one_two_and_three(request):
     assert len(set(answers.values())) == 1, answers
 
 
+@pytest.mark.long
 @pytest.mark.timeout(200)
 @pytest.mark.parametrize("hidden", [1024, 7168])
 def test_sixty_four_ranks_go_some_rounds_within_a_tenth_of_the_planned_memory(hidden):
     assert run(64, "memory", hidden, 5, timeout=180).startswith("right; ")
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_256_ranks_meet_dispatch_combine_and_end_within_a_tenth_of_the_planned_memory():
     assert run(256, "memory", 1024, 2, timeout=280).startswith("right; ")
