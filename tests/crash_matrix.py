@@ -127,6 +127,12 @@ def rows() -> list[Row]:
         "moe", 1, "combine.staged", "combine.based", "combine.summed", "combine.finished", "ep.closing"
     )
 
+    # The same in two halves, with tokens on rank 0 and experts on the others.
+    found.append(Row("ep.posting", "moe apart", 0, 2))
+    found += each("moe apart", 0, "dispatch.staged", "ep.arrived", "dispatch.listed", "combine.summed")
+    found += each("moe apart", 1, "ep.posting", "ep.published", "ep.arrived", "dispatch.pulled")
+    found += each("moe apart", 1, "dispatch.finished", "combine.staged", "combine.finished", "ep.closing")
+
     # --- Survivors, and the end.
     left_out = {"kill": (COMPLETED, LOST), "error": (COMPLETED, CLOSED)}
     found += each("shrink", 0, "shrink.arrived", "shrink.deciding", **left_out)

@@ -347,11 +347,14 @@ void split_all(Session& s) {
   group->close();
 }
 
-// A dispatch to two experts of each token and the combination of the unchanged rows.
-void moe(Session& s) {
-  constexpr int64_t tokens = 16, hidden = 64, topk = 2;
-  const EpShape shape{2 * s.size(), hidden, tokens, topk};
+// A dispatch to two experts of each token and the combination of the unchanged rows. With token_ranks only the first
+// ranks have tokens, and only the others experts.
+void dispatch_and_combine(Session& s, int token_ranks, bool halves) {
+  constexpr int64_t most = 16, hidden = 64, topk = 2;
+  EpShape shape{2 * s.size(), hidden, most, topk};
+  shape.token_ranks = token_ranks;
   ExpertParallel ep(s.comm, shape);
+  const int64_t tokens = token_ranks == 0 || s.rank() < token_ranks ? most : 0;
   std::vector<int64_t> experts;
   std::vector<float> weights, x;
   const auto value = [](int rank, int64_t token, int64_t h) {
@@ -364,18 +367,28 @@ void moe(Session& s) {
     }
     for (int64_t h = 0; h < hidden; ++h) x.push_back(value(s.rank(), token, h));
   }
-  auto d = ep.dispatch(x.data(), {experts.data(), true, weights.data(), tokens}, nullptr, -1);
+  const TopK to{experts.data(), true, weights.data(), tokens};
+  if (halves) ep.start_dispatch(x.data(), to, nullptr, -1);
+  auto d = halves ? ep.finish_dispatch(-1) : ep.dispatch(x.data(), to, nullptr, -1);
   const auto* rows = reinterpret_cast<const float*>(d->lease->slot().x.base());
   for (uint64_t row = 0; row < d->rows(); ++row)
     for (int64_t h = 0; h < hidden; ++h)
       REQUIRE(rows[static_cast<int64_t>(row) * hidden + h] ==
               value(d->routing->src_rank[row], d->routing->src_token[row], h));
   std::vector<float> y(x.size(), -1);
-  ep.combine(rows, *d, nullptr, y.data(), -1);
+  if (halves) {
+    ep.start_combine(rows, *d, nullptr, y.data(), -1);
+    ep.finish_combine(-1);
+  } else {
+    ep.combine(rows, *d, nullptr, y.data(), -1);
+  }
   for (size_t i = 0; i < y.size(); ++i) REQUIRE(y[i] == 0.75F * x[i]);
   d.reset();
   ep.close();
 }
+
+void moe(Session& s) { dispatch_and_combine(s, 0, false); }
+void moe_apart(Session& s) { dispatch_and_combine(s, 1, true); }
 
 // Nothing has failed before: a rank that goes meanwhile is left out, or is found to be gone in the new communicator.
 void shrinking(Session& s) {
@@ -431,6 +444,7 @@ const std::map<std::string, void (*)(Session&)> scenarios = {{"init", nothing},
                                                              {"reduce_scatter_v", reduce_scattered_v},
                                                              {"split", split_all},
                                                              {"moe", moe},
+                                                             {"moe apart", moe_apart},
                                                              {"shrink", shrinking},
                                                              {"close", closing},
                                                              {"busy", busy}};
