@@ -30,7 +30,8 @@ std::optional<uint64_t> address_space_limit();
 // All memory of the machine, in bytes, whatever this process may use of it.
 uint64_t physical_memory();
 
-// The last level of cache, as one group of cores shares it. Read once; 32 MiB where nobody tells.
+// The last level of cache, as one group of cores shares it, and no more than can be counted on. Read once; 32 MiB where
+// nobody tells.
 uint64_t shared_cache_bytes();
 
 // The kernel's settings for huge pages in shared and in private memory, as one line of text.
