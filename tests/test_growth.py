@@ -15,6 +15,7 @@ from ranks import UNDER_ASAN
 
 import xccl
 
+pytestmark = pytest.mark.skipif(UNDER_ASAN, reason="AddressSanitizer keeps freed memory back")
 MOMENTS = 20  # at which it is looked
 MOST_GROWTH = 1 << 20  # bytes; a page for each cycle between the second quarter and the last would be more
 
@@ -47,7 +48,6 @@ def cycles(part, count):
     return Taken.now()
 
 
-@pytest.mark.skipif(UNDER_ASAN, reason="AddressSanitizer keeps freed memory back")
 @pytest.mark.timeout(3600)
 def test_nothing_grows_with_the_number_of_joins(ranks, request):
     each = max(10, request.config.getoption("--cycles") // MOMENTS)
