@@ -294,8 +294,8 @@ uint64_t physical_memory() {
 
 // Not sysconf(_SC_LEVEL3_CACHE_SIZE): on virtual machines it tells of all caches of a socket, 320 MiB for 32 seen.
 uint64_t shared_cache_bytes() {
-  constexpr uint64_t usual = uint64_t{32} << 20;
   static const uint64_t found = [] {
+    constexpr uint64_t usual = uint64_t{32} << 20;
     uint64_t bytes = usual;
     for (int index = 0; index < 8; ++index) {  // from the first level on
       const std::string line =
