@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import threading
 import time
+import weakref
 
 import numpy as np
 import pytest
@@ -174,6 +176,26 @@ def drop_what_is_under_way(comm):
 
 def test_closing_between_the_halves_is_as_ever(with_thread):
     with_thread.run(drop_what_is_under_way, 3)
+
+
+def drop_pending_and_arrays(comm):
+    batch = batches_of(comm, 1)[comm.rank]
+    ep = open_ep(comm)
+    x = np.array(batch.x)
+    given_once = weakref.ref(x)
+    pending = ep.dispatch_async(x, batch.topk_idx, batch.topk_weights)
+    del pending, x
+    gc.collect()
+    assert given_once() is not None
+    comm.barrier()
+    ep.close()
+    gc.collect()
+    assert given_once() is None
+
+
+def test_arrays_live_as_long_as_the_thread_may_read_them(with_thread):
+    """Also if nobody keeps the pending."""
+    with_thread.run(drop_pending_and_arrays, 2)
 
 
 def join_often(part):

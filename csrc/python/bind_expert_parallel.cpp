@@ -143,8 +143,11 @@ class PyExpertParallel {
                       int64_t tag, double timeout) {
     const TopK topk = checked(x, topk_idx, topk_weights, routing.get(), tag);
     const void* rows = x.data();
-    const Blocking blocking;
-    native_->start_dispatch(rows, topk, std::move(routing), timeout);
+    {
+      const Blocking blocking;
+      native_->start_dispatch(rows, topk, std::move(routing), timeout);
+    }
+    kept_ = x;  // all else has been taken in
   }
   PyResult finish_dispatch(double timeout) {
     std::shared_ptr<Dispatched> result;
@@ -152,6 +155,7 @@ class PyExpertParallel {
       const Blocking blocking;
       result = native_->finish_dispatch(timeout);
     }
+    kept_ = py::object();
     return PyResult{result, dtype_, x_dtype_, shape().hidden};
   }
   bool finished_aside() const { return native_->finished_aside(); }
@@ -182,17 +186,27 @@ class PyExpertParallel {
     const float* w = checked(rows, d, weights, out);
     const void* from = rows.data();
     void* to = out.mutable_data();
-    const Blocking blocking;
-    native_->start_combine(from, *d.native, w, to, timeout);
+    py::object kept = py::make_tuple(rows, weights, out);
+    {
+      const Blocking blocking;
+      native_->start_combine(from, *d.native, w, to, timeout);
+    }
+    kept_ = std::move(kept);
   }
   void finish_combine(double timeout) {
-    const Blocking blocking;
-    native_->finish_combine(timeout);
+    {
+      const Blocking blocking;
+      native_->finish_combine(timeout);
+    }
+    kept_ = py::object();
   }
 
   void close() {
-    const Blocking blocking;
-    native_->close();
+    {
+      const Blocking blocking;
+      native_->close();
+    }
+    kept_ = py::object();
   }
   bool closed() const { return native_->closed(); }
   std::vector<int32_t> experts_on(int rank) const {
@@ -251,6 +265,9 @@ class PyExpertParallel {
     topk.weights = static_cast<const float*>(weights.data());
   }
 
+  // What the call that has been started reads and writes: nobody may let go of it before the progress thread has, and
+  // that ends with native_.
+  py::object kept_;
   std::unique_ptr<ExpertParallel> native_;
   py::dtype dtype_, x_dtype_;
 };
