@@ -80,9 +80,8 @@ const std::vector<Setting>& settings() {
       {"XCCL_KERNELS", "auto", "instruction set of the row kernels: auto, generic, avx2 or avx512",
        [](Config& c, const Setting&, const std::string& v) { c.kernels = v; }},
       {"XCCL_PROGRESS_THREAD", "0",
-       "1: a thread goes on with what has been started (isend, irecv, dispatch_async, combine_async) while "
-       "the "
-       "program computes; for hosts with cores to spare",
+       "1: a thread goes on with what has been started (isend, irecv, dispatch_async, combine_async) "
+       "while the program computes; for hosts with cores to spare",
        [](Config& c, const Setting& s, const std::string& v) { c.progress_thread = flag(s, v); }},
       {"XCCL_TRACE", "",
        "file for a trace that Perfetto shows, one a rank: %r becomes the rank, else it goes before the "
